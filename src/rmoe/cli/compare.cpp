@@ -1,0 +1,83 @@
+// rmoe compare: runs side by side, grouped by configuration and paired by seed; as a table and as a report.
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/App.hpp>
+#include <CLI/Validators.hpp>
+
+#include "rmoe/base/error.h"
+#include "rmoe/base/files.h"
+#include "rmoe/base/json.h"
+#include "rmoe/base/log.h"
+#include "rmoe/cli/command.h"
+#include "rmoe/compare/comparison.h"
+#include "rmoe/compare/report.h"
+#include "rmoe/compare/run.h"
+#include "rmoe/compare/table.h"
+
+namespace rmoe::cli {
+namespace {
+
+struct Options {
+  std::vector<std::string> runs;
+  std::string format = "text", metric, report;
+};
+
+// The command line again, for the report's reader.
+std::string command_line(const Options& options) {
+  std::string line = "rmoe compare";
+  for (const std::string& run : options.runs) line += " " + compare::shell_word(run);
+  if (!options.metric.empty()) line += " --metric " + options.metric;
+  return line + " --report " + compare::shell_word(options.report);
+}
+
+// Before any work is done.
+void check_report_folder(const std::string& report) {
+  const auto folder = std::filesystem::path(report).parent_path();
+  if (folder.empty() || std::filesystem::is_directory(folder)) return;
+  io_error("compare: cannot write ", report, ": ", folder.string(), " is not a folder");
+}
+
+void write_report(const compare::Comparison& comparison, const Options& options) {
+  if (options.report.empty()) return;
+  write_file_atomic(options.report, compare::report_html(comparison, command_line(options)));
+  log_info("report: ", options.report);
+}
+
+void setup(CLI::App& app, Globals& globals) {
+  auto options = std::make_shared<Options>();
+  app.add_option("RUN", options->runs, "run folders, evaluated; those that differ in the seed only make one group")
+      ->required();
+  app.add_option("--format", options->format, "text, markdown or csv")
+      ->check(CLI::IsMember({"text", "markdown", "csv"}))
+      ->capture_default_str();
+  app.add_option("--metric", options->metric,
+                 "split that differences are computed on, test or valid; without it, test where all runs have it")
+      ->check(CLI::IsMember({"test", "valid"}));
+  app.add_option("--report", options->report, "also write a self-contained page with plots and samples to this file");
+  app.callback([options, &globals] {
+    check_report_folder(options->report);
+    std::vector<compare::Run> runs;
+    for (const std::string& path : options->runs) runs.push_back(compare::read_run(path));
+    const compare::Comparison comparison = compare::compare_runs(std::move(runs), options->metric);
+    if (globals.json) {
+      write_report(comparison, *options);  // first: a failure must be the only object on standard output
+      std::cout << json_text(compare::to_json(comparison), 1) << "\n";
+      return;
+    }
+    std::cout << (options->format == "markdown" ? compare::to_markdown(comparison)
+                  : options->format == "csv"    ? compare::to_csv(comparison)
+                                                : compare::to_text(comparison))
+              << std::flush;
+    write_report(comparison, *options);
+  });
+}
+
+RMOE_REGISTER_COMMAND("compare", "runs side by side: mean, deviation and paired differences over seeds, cost, routing",
+                      "rmoe compare runs/smoe-*/ runs/rmoe-*/ --report report.html", setup);
+
+}  // namespace
+}  // namespace rmoe::cli

@@ -1,0 +1,78 @@
+// rmoe config: show, check and document what `rmoe train` is configured by.
+#include "rmoe/base/config.h"
+
+#include <iostream>
+#include <memory>
+
+#include <CLI/App.hpp>
+
+#include "rmoe/base/error.h"
+#include "rmoe/base/json.h"
+#include "rmoe/cli/command.h"
+#include "rmoe/train/config.h"
+
+namespace rmoe::cli {
+namespace {
+
+void show(const RunConfig& config, bool json) {
+  std::cout << (json ? json_text(to_json(config), 2) + "\n" : to_toml(config));
+}
+
+void check(const RunConfig& config, const std::string& file, bool json) {
+  Json out{{"ok", true}, {"file", file}};
+  std::string size = "parameters are counted when model.vocab_size is set, or known from the data";
+  if (config.model.vocab_size > 0) {
+    const ModelSize counted = model_size(config.model, 1);
+    out["params"] = counted.params;
+    out["active_params"] = counted.active_params;
+    out["router_params"] = counted.router_params;
+    size = str(counted.params, " parameters, ", counted.active_params, " active per token, ", counted.router_params,
+               " of them routing");
+  }
+  std::cout << (json ? json_text(out) : str(file, ": OK, ", size)) << "\n";
+}
+
+void document(bool markdown, bool json) {
+  const std::vector<DocEntry> entries = doc<RunConfig>();
+  if (!json) {
+    std::cout << (markdown ? doc_markdown(entries) : doc_text(entries));
+    return;
+  }
+  Json out = Json::array();
+  for (const DocEntry& e : entries) {
+    out.push_back({{"key", e.key}, {"for", e.kind}, {"type", e.type}, {"default", e.fallback}, {"help", e.help}});
+  }
+  std::cout << json_text(out, 2) << "\n";
+}
+
+// A subcommand that reads CONFIG.toml and flags.
+template <class Action>
+void add_reader(CLI::App& app, const char* name, const char* summary, Globals& globals, Action action) {
+  CLI::App* reader = app.add_subcommand(name, summary);
+  auto file = std::make_shared<std::string>();
+  reader->add_option("CONFIG", *file, "config file; without it, the defaults and the flags");
+  reader->footer(str("Example:\n  rmoe config ", name, " configs/demo.toml --model.layers=4"));
+  take_config_flags(*reader);
+  reader->callback([file, &globals, action] {
+    action(load_config<RunConfig>(*file, globals.config_flags), file->empty() ? "defaults" : *file);
+  });
+}
+
+void setup(CLI::App& app, Globals& globals) {
+  app.require_subcommand(1);
+  add_reader(app, "show", "the resolved config: defaults, file, flags", globals,
+             [&globals](const RunConfig& config, const std::string&) { show(config, globals.json); });
+  add_reader(app, "check", "refuses what `rmoe train` would refuse, and counts parameters", globals,
+             [&globals](const RunConfig& config, const std::string& file) { check(config, file, globals.json); });
+  CLI::App* doc = app.add_subcommand("doc", "every key with default, meaning and type");
+  auto markdown = std::make_shared<bool>(false);
+  doc->add_flag("--markdown", *markdown, "as a Markdown table");
+  doc->footer("Example:\n  rmoe config doc | grep router");
+  doc->callback([markdown, &globals] { document(*markdown, globals.json); });
+}
+
+RMOE_REGISTER_COMMAND("config", "show, check or document a config",
+                      "rmoe config show configs/demo.toml --model.layers=4", setup);
+
+}  // namespace
+}  // namespace rmoe::cli

@@ -1,0 +1,468 @@
+// gnuplot is given placeholder colours (#RRGGBB with R = 1, 2 or 3) and placeholder texts (@@0@@, @@1@@, ...); its SVG
+// is then cut down to the drawing, and both are replaced.
+#include "rmoe/compare/plot.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string_view>
+
+#include "rmoe/base/error.h"
+#include "rmoe/compare/gnuplot.h"
+#include "rmoe/compare/html.h"
+
+namespace rmoe::compare {
+namespace {
+
+constexpr const char* kInk = "#010000";
+constexpr const char* kFaint = "#010001";
+constexpr const char* kGrid = "#010002";
+constexpr int kFontSize = 12;
+constexpr double kCharacterWidth = 7.6;  // of a letter of a wide sans-serif font at kFontSize, on average
+
+// The CSS variable that stands for a placeholder colour; empty for colours of gnuplot's own.
+std::string variable_of(int red, int green, int blue) {
+  if (green != 0) return "";
+  if (red == 1) return std::array{"ink", "faint", "grid"}.at(static_cast<size_t>(blue));
+  if (red == 2) return str("c", blue);
+  if (red == 3) return str("h", blue);
+  return "";
+}
+
+std::string series_colour(int colour) {
+  char text[16];
+  std::snprintf(text, sizeof text, "#0200%02x", colour % kSeriesColours);
+  return text;
+}
+
+std::string number(double v) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", v);
+  return text;
+}
+
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+}
+
+void remove_all(std::string& text, std::string_view begin, std::string_view end) {
+  for (size_t at = text.find(begin); at != std::string::npos; at = text.find(begin, at)) {
+    size_t stop = text.find(end, at + begin.size());
+    if (stop == std::string::npos) return;
+    text.erase(at, stop + end.size() - at);
+  }
+}
+
+// attribute="rgb(r, g, b)" -> style="attribute:var(--name)"
+void use_theme_colours(std::string& svg) {
+  constexpr std::string_view kRgb = "rgb(";
+  for (size_t at = svg.find(kRgb); at != std::string::npos; at = svg.find(kRgb, at)) {
+    int red = 0, green = 0, blue = 0;
+    size_t quote = svg.find(')', at) + 1;
+    std::string name;
+    if (std::sscanf(svg.c_str() + at, "rgb(%d,%d,%d)", &red, &green, &blue) == 3) name = variable_of(red, green, blue);
+    size_t equals = svg.rfind('=', at);
+    if (name.empty() || equals == std::string::npos || quote >= svg.size()) {
+      at += kRgb.size();
+      continue;
+    }
+    size_t last = svg.find_last_not_of(' ', equals - 1);
+    size_t first = svg.find_last_of(" \t\n", last) + 1;
+    std::string style = str("style=\"", svg.substr(first, last + 1 - first), ":var(--", name, ")\"");
+    svg.replace(first, quote + 1 - first, style);
+    at = first + style.size();
+  }
+}
+
+// gnuplot opens and closes a group for every pen change, most of them empty.
+void remove_empty_groups(std::string& svg) {
+  bool changed = true;
+  while (changed) {
+    changed = false;
+    for (size_t close = svg.find("</g>"); close != std::string::npos; close = svg.find("</g>", close)) {
+      size_t end_of_open = svg.find_last_not_of(" \t\n", close - 1);
+      size_t open = svg.rfind('<', close - 1);
+      bool empty = end_of_open != std::string::npos && svg[end_of_open] == '>' && svg.compare(open, 3, "<g ") == 0 &&
+                   svg.find('>', open) == end_of_open;
+      if (empty) {
+        svg.erase(open, close + 4 - open);
+        close = open;
+        changed = true;
+      } else {
+        close += 4;
+      }
+    }
+  }
+}
+
+class Script {
+ public:
+  Script(int width, int height) : width_(width), height_(height) {
+    line("set terminal svg size ", width, ",", height, " dynamic rounded noenhanced font 'sans,", kFontSize, "'");
+    line("set encoding utf8");
+    line("unset key");
+    line("set tics nomirror out scale 0.3 textcolor rgb '", kFaint, "'");
+  }
+
+  template <class... Parts>
+  void line(const Parts&... parts) {
+    text_ += str(parts...) + "\n";
+  }
+
+  // The plot area, in pixels from the edges of the picture.
+  void margins(double left, double right, double top, double bottom) {
+    line("set lmargin at screen ", number(left / width_));
+    line("set rmargin at screen ", number(1 - right / width_));
+    line("set tmargin at screen ", number(1 - top / height_));
+    line("set bmargin at screen ", number(bottom / height_));
+  }
+
+  // `x`, `y` in pixels from the left and from the top; y is the middle of the line.
+  void text(double x, double y, const std::string& words, const std::string& colour, const char* align = "left") {
+    line("set label '", placeholder(words), "' at screen ", number(x / width_), ",", number(1 - y / height_), " ",
+         align, " textcolor rgb '", colour, "'");
+  }
+
+  void data(const std::string& name, const std::vector<PlotPoint>& points) {
+    line("$", name, " << EOD");
+    for (const PlotPoint& p : points) line(number(p.x), " ", number(p.y));
+    line("EOD");
+  }
+
+  std::string draw(const std::string& title) {
+    std::string svg = run_gnuplot(text_);
+    size_t begin = svg.find("<g id=\"gnuplot_canvas\">");
+    size_t end = svg.rfind("</svg>");
+    RMOE_ASSERT(begin != std::string::npos && end != std::string::npos, "gnuplot's output is not the SVG expected");
+    svg = svg.substr(begin, end - begin);
+    remove_all(svg, "<defs>", "</defs>");
+    remove_all(svg, "<title>", "</title>");
+    remove_all(svg, " id=\"", "\"");  // not unique once several plots stand in one page
+    remove_all(svg, " font-family=\"", "\"");
+    remove_all(svg, " class=\"gridline", "\"");
+    replace_all(svg, "<rect x=\"0\" y=\"0\"", "<rect");
+    replace_all(svg, "<use xlink:href='#gpPt6'", "<circle r='1' stroke='none'");
+    replace_all(svg, ") color='", ")' fill='");
+    replace_all(svg, ")' color='", ")' fill='");
+    replace_all(svg, "  '", "'");
+    use_theme_colours(svg);
+    remove_empty_groups(svg);
+    for (size_t i = 0; i < labels_.size(); ++i) replace_all(svg, str("@@", i, "@@"), escape_html(labels_[i]));
+    replace_all(svg, "\n\n", "\n");
+    return str("<svg class=\"plot\" role=\"img\" aria-label=\"", escape_html(title), "\" viewBox=\"0 0 ", width_, " ",
+               height_, "\">\n", svg, "</svg>\n");
+  }
+
+ private:
+  std::string placeholder(const std::string& words) {
+    labels_.push_back(words);
+    return str("@@", labels_.size() - 1, "@@");
+  }
+
+  int width_;
+  int height_;
+  std::string text_;
+  std::vector<std::string> labels_;
+};
+
+// An axis from `low` to `high` with about `ticks` round numbers.
+struct Axis {
+  double low = 0, high = 0, step = 1;
+  int decimals = 0;
+};
+Axis nice_axis(double low, double high, double ticks) {
+  if (!(high > low)) {
+    double room = std::max(std::abs(low) * 0.05, 1e-6);
+    low -= room;
+    high += room;
+  }
+  double rough = (high - low) / ticks;
+  double power = std::pow(10.0, std::floor(std::log10(rough)));
+  double step = 10 * power;
+  for (double factor : {1.0, 2.0, 5.0}) {
+    if (factor * power >= rough) {
+      step = factor * power;
+      break;
+    }
+  }
+  int decimals = std::max(0, static_cast<int>(std::ceil(-std::log10(step) - 1e-9)));
+  return {low, high, step, decimals};
+}
+
+void set_axis(Script& script, const char* name, const Axis& axis) {
+  script.line("set ", name, "range [", number(axis.low), ":", number(axis.high), "]");
+  script.line("set ", name, "tics ", number(std::ceil(axis.low / axis.step - 1e-9) * axis.step), ",",
+              number(axis.step));
+  script.line("set format ", name, " '%.", axis.decimals, "f'");
+}
+
+std::vector<PlotPoint> finite(const std::vector<PlotPoint>& points) {
+  std::vector<PlotPoint> out;
+  for (const PlotPoint& p : points) {
+    if (std::isfinite(p.x) && std::isfinite(p.y)) out.push_back(p);
+  }
+  return out;
+}
+
+// Moves labels (middles, pixels from the top) apart to `spacing`, keeping their order and the range.
+void spread(std::vector<double>& y, double spacing, double top, double bottom) {
+  std::vector<size_t> order(y.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return y[a] < y[b]; });
+  double floor = top;
+  for (size_t i : order) {
+    y[i] = std::max(y[i], floor);
+    floor = y[i] + spacing;
+  }
+  double ceiling = bottom;
+  for (auto i = order.rbegin(); i != order.rend(); ++i) {
+    y[*i] = std::min(y[*i], ceiling);
+    ceiling = y[*i] - spacing;
+  }
+}
+
+}  // namespace
+
+std::vector<PlotPoint> smooth(const std::vector<PlotPoint>& points, double half_life) {
+  std::vector<PlotPoint> out;
+  double keep = std::exp2(-1 / std::max(half_life, 1e-9));
+  double sum = 0;
+  double weight = 0;
+  for (const PlotPoint& p : points) {
+    if (!std::isfinite(p.y)) continue;
+    sum = keep * sum + (1 - keep) * p.y;
+    weight = keep * weight + (1 - keep);
+    out.push_back({p.x, sum / weight});
+  }
+  return out;
+}
+
+std::vector<PlotPoint> thin_out(const std::vector<PlotPoint>& points, int64_t most) {
+  auto n = static_cast<int64_t>(points.size());
+  if (n <= most || most < 2) return points;
+  std::vector<PlotPoint> out;
+  for (int64_t i = 0; i < most; ++i) out.push_back(points[static_cast<size_t>(i * (n - 1) / (most - 1))]);
+  return out;
+}
+
+std::vector<PlotPoint> mean_line(const std::vector<std::vector<PlotPoint>>& lines) {
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+  std::vector<double> grid;
+  for (const auto& line : lines) {
+    if (line.empty()) return {};
+    low = std::max(low, line.front().x);
+    high = std::min(high, line.back().x);
+    for (const PlotPoint& p : line) grid.push_back(p.x);
+  }
+  std::sort(grid.begin(), grid.end());
+  grid.erase(std::unique(grid.begin(), grid.end()), grid.end());
+  std::vector<PlotPoint> out;
+  for (double x : grid) {
+    if (x < low || x > high) continue;
+    double sum = 0;
+    for (const auto& line : lines) {
+      auto right = std::lower_bound(line.begin(), line.end(), x, [](const PlotPoint& p, double v) { return p.x < v; });
+      if (right == line.begin() || right->x == x) {
+        sum += right->y;
+      } else {
+        auto left = right - 1;
+        sum += left->y + (right->y - left->y) * (x - left->x) / (right->x - left->x);
+      }
+    }
+    out.push_back({x, sum / static_cast<double>(lines.size())});
+  }
+  return out;
+}
+
+bool has_lines(const LinePlot& plot) {
+  for (const PlotGroup& g : plot.groups) {
+    for (const auto& run : g.runs) {
+      if (finite(run).size() >= 2) return true;
+    }
+  }
+  return false;
+}
+
+std::string line_plot(const LinePlot& plot) {
+  RMOE_ASSERT(has_lines(plot), "line_plot: nothing to draw in '", plot.title, "'");
+  constexpr int kHeight = 290;
+  constexpr double kTop = 34, kBottom = 46, kLeft = 46;
+  constexpr double kLabelSpacing = 15;
+  constexpr size_t kLongestLabel = 16;
+
+  struct Line {
+    std::vector<PlotPoint> points;
+    int colour;
+    bool strong;
+  };
+  struct EndLabel {
+    std::string text;
+    int colour;
+    double value;
+  };
+  std::vector<Line> lines;
+  std::vector<EndLabel> labels;
+  size_t longest = 0;
+  for (const PlotGroup& g : plot.groups) {
+    std::vector<std::vector<PlotPoint>> runs;
+    for (const auto& run : g.runs) {
+      if (auto points = finite(run); points.size() >= 2) runs.push_back(std::move(points));
+    }
+    if (runs.empty()) continue;
+    std::vector<PlotPoint> strong = runs.size() == 1 ? runs[0] : mean_line(runs);
+    if (runs.size() > 1 && !plot.means_only) {
+      for (auto& run : runs) lines.push_back({std::move(run), g.colour, false});
+    }
+    if (strong.empty()) continue;  // runs that share no x
+    labels.push_back({shorten(g.label, kLongestLabel), g.colour, strong.back().y});
+    longest = std::max(longest, utf8_length(labels.back().text));
+    lines.push_back({std::move(strong), g.colour, true});
+  }
+  std::stable_sort(lines.begin(), lines.end(), [](const Line& a, const Line& b) { return a.strong < b.strong; });
+
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  double x_low = kInfinity, x_high = -kInfinity, y_low = kInfinity, y_high = -kInfinity;
+  for (const Line& line : lines) {
+    x_low = std::min(x_low, line.points.front().x);
+    x_high = std::max(x_high, line.points.back().x);
+  }
+  if (x_low < 0.2 * x_high && x_low > 0) x_low = 0;
+  for (const Line& line : lines) {
+    for (const PlotPoint& p : line.points) {
+      bool counts = !plot.clip_start || p.x >= x_low + 0.25 * (x_high - x_low);
+      // Curves that fall need only the top clipped; those around zero start on either side.
+      if (counts || !plot.zero_line) y_low = std::min(y_low, p.y);
+      if (counts) y_high = std::max(y_high, p.y);
+    }
+  }
+  if (plot.zero_line) {
+    y_low = std::min(y_low, 0.0);
+    y_high = std::max(y_high, 0.0);
+  }
+  double room = std::max((y_high - y_low) * 0.05, std::abs(y_high) * 1e-3);
+  Axis x = nice_axis(x_low, x_high, 5);
+  Axis y = nice_axis(y_low - room, y_high + room, 5);
+
+  Script script(kPlotWidth, kHeight);
+  double right = 12 + kCharacterWidth * static_cast<double>(longest);
+  script.margins(kLeft, right, kTop, kBottom);
+  script.line("set border 1 lc rgb '", kFaint, "'");
+  script.line("set grid ytics lt 1 lw 1 lc rgb '", kGrid, "'");
+  set_axis(script, "x", x);
+  set_axis(script, "y", y);
+  script.line("set ytics scale 0");
+  if (plot.zero_line)
+    script.line("set arrow from graph 0,first 0 to graph 1,first 0 nohead lw 1 lc rgb '", kFaint, "'");
+  script.text(0, 13, plot.y_label, kInk);
+  script.text(kPlotWidth - right, kHeight - 10, plot.x_label, kInk, "right");
+
+  double height = kHeight - kTop - kBottom;
+  std::vector<double> middles;
+  for (const EndLabel& label : labels) middles.push_back(kTop + height * (y.high - label.value) / (y.high - y.low));
+  spread(middles, kLabelSpacing, kTop, kTop + height);
+  for (size_t i = 0; i < labels.size(); ++i) {
+    script.text(kPlotWidth - right + 6, middles[i], labels[i].text, series_colour(labels[i].colour));
+  }
+  std::string command;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    script.data(str("L", i), lines[i].points);
+    std::string colour = series_colour(lines[i].colour);
+    if (!lines[i].strong) colour = "#90" + colour.substr(1);  // mostly transparent
+    command += str(i == 0 ? "plot " : ", ", "$L", i, " using 1:2 with lines lw ", lines[i].strong ? 2 : 1, " lc rgb '",
+                   colour, "'");
+  }
+  script.line(command);
+  return script.draw(plot.title);
+}
+
+std::string interval_plot(const std::string& title, const std::string& x_label, const std::vector<IntervalRow>& rows) {
+  RMOE_ASSERT(!rows.empty(), "interval_plot: nothing to draw in '", title, "'");
+  constexpr int kRowHeight = 50;
+  constexpr double kTop = 6, kBottom = 50, kSide = 16;
+  auto count = static_cast<int>(rows.size());
+  int height = static_cast<int>(kTop + kBottom) + kRowHeight * count;
+
+  double low = 0, high = 0;
+  for (const IntervalRow& row : rows) {
+    std::vector<double> all = row.values;
+    all.insert(all.end(), {row.mean, row.low, row.high});
+    for (double v : all) {
+      if (!std::isfinite(v)) continue;
+      low = std::min(low, v);
+      high = std::max(high, v);
+    }
+  }
+  double room = std::max((high - low) * 0.06, 1e-6);
+  Script script(kNarrowWidth, height);
+  script.margins(kSide, kSide, kTop, kBottom);
+  script.line("set border 1 lc rgb '", kFaint, "'");
+  set_axis(script, "x", nice_axis(low - room, high + room, 5));
+  script.line("unset ytics");
+  script.line("set yrange [", count, ":0]");
+  script.line("set arrow from 0,graph 0 to 0,graph 1 nohead lw 1 lc rgb '", kFaint, "'");
+  script.text(kNarrowWidth / 2.0, height - 10, x_label, kInk, "center");
+
+  std::vector<PlotPoint> seeds, means;
+  for (int i = 0; i < count; ++i) {
+    const IntervalRow& row = rows[static_cast<size_t>(i)];
+    script.text(kSide, kTop + kRowHeight * i + 9, shorten(row.label, 44), kInk);
+    if (row.values.size() > 1) {  // a single seed is its own mean
+      for (double v : row.values) seeds.push_back({v, i + 0.82});
+    }
+    means.push_back({row.mean, i + 0.55});
+    if (std::isfinite(row.low) && std::isfinite(row.high)) {
+      script.line("set arrow from ", number(row.low), ",", i + 0.55, " to ", number(row.high), ",", i + 0.55,
+                  " nohead lw 2 lc rgb '", kInk, "'");
+    }
+  }
+  script.data("Means", finite(means));
+  seeds = finite(seeds);
+  if (!seeds.empty()) script.data("Seeds", seeds);
+  std::string dots = str("$Seeds using 1:2 with points pt 7 ps 0.5 lc rgb '", kFaint, "', ");
+  script.line("plot ", seeds.empty() ? "" : dots, "$Means using 1:2 with points pt 7 ps 0.9 lc rgb '", kInk, "'");
+  return script.draw(title);
+}
+
+std::string heat_strips(const std::string& title, const std::string& x_label, const std::string& y_label,
+                        const std::vector<std::vector<double>>& values, double largest) {
+  RMOE_ASSERT(!values.empty() && !values[0].empty() && largest > 0, "heat_strips: nothing to draw in '", title, "'");
+  constexpr double kTop = 26, kBottom = 42, kLeft = 34, kRight = 10;
+  auto layers = static_cast<int>(values.size());
+  auto columns = values[0].size();
+  int row_height = std::clamp(170 / layers, 7, 16);
+  Script script(kPlotWidth, static_cast<int>(kTop + kBottom) + row_height * layers);
+  script.margins(kLeft, kRight, kTop, kBottom);
+  script.line("unset border");
+  script.line("set xrange [0.5:", columns, ".5]");
+  script.line("set yrange [", layers, ".5:0.5]");
+  std::string rank_marks = "'1' 1";
+  if (columns > 1) rank_marks += str(", '", columns, "' ", columns);
+  script.line("set xtics scale 0 (", rank_marks, ")");
+  int every = std::max(1, static_cast<int>(std::ceil(12.0 / row_height * (layers > 8 ? 2 : 1))));
+  script.line("set ytics scale 0 1,", every);
+  script.line("set format y '%.0f'");
+  script.text(0, 12, y_label, kInk);
+  script.text(kPlotWidth / 2.0, kTop + row_height * layers + 30, x_label, kInk, "center");
+  script.line("$Cells << EOD");
+  for (size_t l = 0; l < values.size(); ++l) {
+    RMOE_ASSERT(values[l].size() == columns, "heat_strips: rows of ", columns, " and ", values[l].size(), " cells");
+    for (size_t n = 0; n < columns; ++n) {
+      double share = std::clamp(values[l][n] / largest, 0.0, 1.0);
+      int level = static_cast<int>(std::lround(share * (kHeatLevels - 1)));
+      if (values[l][n] > 0) level = std::max(level, 1);  // the palest level is kept for what is never used
+      script.line(n + 1, " ", l + 1, " ", 0x030000 + level);
+    }
+  }
+  script.line("EOD");
+  script.line(
+      "plot $Cells using 1:2:($1-0.5):($1+0.5):($2-0.42):($2+0.42):3 with boxxyerror fs solid noborder lc rgb "
+      "variable");
+  return script.draw(title);
+}
+
+}  // namespace rmoe::compare

@@ -1,0 +1,262 @@
+// The SentencePiece tokenizer (Kudo and Richardson 2018): a unigram or BPE model, trained here or given, made lossless.
+// Text is encoded line by line, so that files of any size stream. What the model would change is encoded as byte pieces
+// by us: U+2581, which stands for a space inside the model, the zero byte, and bytes that are not UTF-8.
+// (libtorch exports protobuf types of its own, but none of the symbols that libsentencepiece uses: both were bound side by
+// side in either link order; sentencepiece_test.cpp runs in a program with libtorch loaded.)
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
+
+#include <algorithm>
+#include <array>
+#include <unordered_map>
+
+#include "rmoe/base/error.h"
+#include "rmoe/base/files.h"
+#include "rmoe/base/json.h"
+#include "rmoe/data/hash.h"
+#include "rmoe/data/tokenizer.h"
+#include "rmoe/data/utf8.h"
+
+namespace rmoe::data {
+namespace {
+
+constexpr size_t kLongestPart = 65536;
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
+constexpr char kModelName[] = "tokenizer.model";
+
+// ModelProto { normalizer_spec { precompiled_charsmap: "" add_dummy_prefix: false remove_extra_whitespaces: false
+// escape_whitespaces: true } } in protobuf's wire format. Protobuf merges a message that follows another, so appending
+// this to a model sets these fields and leaves all others.
+constexpr std::string_view kIdentity("\x1A\x08\x12\x00\x18\x00\x20\x00\x28\x01", 10);
+
+struct Model {
+  std::string file;  // bytes of tokenizer.model
+  std::string name;
+  sentencepiece::SentencePieceProcessor processor;
+  std::vector<std::string> bytes;         // of every id, as decoded
+  std::array<int64_t, 256> byte_ids;      // byte pieces; -1 where the model has none
+  std::optional<int64_t> unknown, separator;
+  int64_t size = 0;
+
+  std::vector<int> encode(std::string_view text) const {
+    std::vector<int> ids;
+    const auto status = processor.Encode(text, &ids);
+    RMOE_ASSERT(status.ok(), name, ": SentencePiece cannot encode: ", status.ToString());
+    return ids;
+  }
+};
+
+class PieceEncoder : public Encoder {
+ public:
+  explicit PieceEncoder(const Model& model) : model_(model) {}
+
+  void feed(std::string_view text, std::vector<int64_t>& out) override {
+    held_.append(text);
+    std::string_view rest = held_;
+    while (const size_t length = next_part(rest)) {
+      take(rest.substr(0, length), out);
+      rest.remove_prefix(length);
+    }
+    held_.erase(0, held_.size() - rest.size());
+  }
+
+  void finish(std::vector<int64_t>& out, bool) override {
+    take(held_, out);
+    held_.clear();
+  }
+
+ private:
+  // Bytes of the first part of `text` that is encoded by itself; 0 when its end is not in sight. Depends on what the text
+  // says, not on how much of it is here.
+  static size_t next_part(std::string_view text) {
+    const size_t line_feed = text.substr(0, kLongestPart).find('\n');
+    if (line_feed != text.npos) return line_feed + 1;
+    if (text.size() < kLongestPart) return 0;
+    return kLongestPart - static_cast<size_t>(unfinished_tail(text.substr(0, kLongestPart)));
+  }
+
+  void take(std::string_view text, std::vector<int64_t>& out) const {
+    size_t begin = 0;
+    const auto flush = [&](size_t end) {
+      if (end == begin) return;
+      for (const int id : model_.encode(text.substr(begin, end - begin))) out.push_back(id);
+    };
+    for (size_t i = 0; i < text.size();) {
+      const Utf8Char c = first_char(text.substr(i));
+      const auto length = static_cast<size_t>(c.length);
+      if (c.kind != Utf8Char::kValid || c.value == 0 || c.value == 0x2581) {
+        flush(i);
+        for (const char byte : text.substr(i, length)) put_byte(static_cast<unsigned char>(byte), out);
+        begin = i + length;
+      }
+      i += length;
+    }
+    flush(text.size());
+  }
+
+  void put_byte(unsigned char byte, std::vector<int64_t>& out) const {
+    const int64_t id = model_.byte_ids[byte];
+    if (id >= 0) return out.push_back(id);
+    RMOE_CHECK(model_.unknown, model_.name, ": the model has no piece for byte ", static_cast<int>(byte));
+    out.push_back(*model_.unknown);
+  }
+
+  const Model& model_;
+  std::string held_;
+};
+
+class PieceDecoder : public Decoder {
+ public:
+  explicit PieceDecoder(const Model& model) : model_(model) {}
+
+ private:
+  void bytes_of(int64_t id, std::string& out) override {
+    RMOE_CHECK(id >= 0 && id < model_.size, model_.name, ": id ", id, ", expected 0 to ", model_.size - 1);
+    if (id < static_cast<int64_t>(model_.bytes.size())) out += model_.bytes[static_cast<size_t>(id)];
+  }
+
+  const Model& model_;
+};
+
+class SentencePieceTokenizer : public Tokenizer {
+ public:
+  SentencePieceTokenizer(std::string file, const std::string& name, bool separated) {
+    if (!file.ends_with(kIdentity)) file += kIdentity;
+    model_.file = std::move(file);
+    model_.name = name;
+    const auto& processor = model_.processor;
+    const auto status = model_.processor.LoadFromSerializedProto(model_.file);
+    RMOE_CHECK(status.ok() && processor.GetPieceSize() > 0, name, ": not a SentencePiece model");
+    read_pieces();
+    vocab_size_ = processor.GetPieceSize();
+    if (processor.unk_id() >= 0) unknown_ = processor.unk_id();
+    if (processor.eos_id() >= 0) {
+      separator_ = processor.eos_id();
+    } else if (separated) {
+      separator_ = vocab_size_++;
+    }
+    model_.unknown = unknown_;
+    model_.separator = separator_;
+    model_.size = vocab_size_;
+    seal();
+  }
+  std::unique_ptr<Encoder> encoder() const override { return std::make_unique<PieceEncoder>(model_); }
+  std::unique_ptr<Decoder> decoder() const override { return std::make_unique<PieceDecoder>(model_); }
+  std::string kind() const override { return "sentencepiece"; }
+  bool needs_utf8() const override { return true; }
+  std::string describe() const override {
+    return str("sentencepiece: ", model_.bytes.size(), " pieces", lossless() ? "" : ", no byte fallback");
+  }
+
+ private:
+  bool lossless() const { return std::ranges::none_of(model_.byte_ids, [](int64_t id) { return id < 0; }); }
+
+  void read_pieces() {
+    const auto& processor = model_.processor;
+    model_.byte_ids.fill(-1);
+    for (int id = 0; id < processor.GetPieceSize(); ++id) {
+      std::string text = processor.IdToPiece(id);
+      if (processor.IsByte(id)) {  // "<0x0A>"
+        const int byte = std::stoi(text.substr(1, text.size() - 2), nullptr, 16);
+        RMOE_CHECK(byte >= 0 && byte < 256, model_.name, ": '", text, "' is not a byte piece");
+        model_.byte_ids[static_cast<size_t>(byte)] = id;
+        text = std::string(1, static_cast<char>(byte));
+      } else if (processor.IsControl(id)) {
+        text.clear();
+      } else if (processor.IsUnknown(id)) {
+        text = "\xEF\xBF\xBD";  // U+FFFD
+      } else {
+        for (size_t at = 0; (at = text.find(kSpaceMark, at)) != text.npos; ++at) text.replace(at, kSpaceMark.size(), " ");
+      }
+      model_.bytes.push_back(std::move(text));
+    }
+  }
+
+  Json contents() const override {
+    Json object = common_contents();
+    object["model"] = kModelName;
+    object["model_hash"] = hex16(xxh3(model_.file));
+    return object;
+  }
+  void save_more(const std::filesystem::path& folder) const override {
+    write_file_atomic(folder / kModelName, model_.file);
+  }
+
+  Model model_;
+};
+
+// Hands lines to the trainer; long ones in parts, since it leaves out what is longer than its limit.
+class Lines : public sentencepiece::SentenceIterator {
+ public:
+  explicit Lines(const std::function<std::optional<std::string>()>& next) : next_(next) { Next(); }
+  bool done() const override { return done_; }
+  const std::string& value() const override { return value_; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+  void Next() override {
+    while (rest_.empty()) {
+      auto line = next_();
+      if (!line) {
+        done_ = true;
+        return;
+      }
+      rest_ = std::move(*line);
+    }
+    size_t length = std::min(rest_.size(), kLongestLine);
+    length -= static_cast<size_t>(unfinished_tail(std::string_view(rest_).substr(0, length)));
+    value_ = rest_.substr(0, length);
+    rest_.erase(0, length);
+  }
+
+  static constexpr size_t kLongestLine = 4096;
+
+ private:
+  const std::function<std::optional<std::string>()>& next_;
+  std::string rest_, value_;
+  bool done_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name, bool separated) {
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), name, separated);
+}
+
+std::string train_sentencepiece(const SentencePieceOptions& options,
+                                const std::function<std::optional<std::string>()>& next) {
+  // Room for the 256 byte pieces, <unk>, </s> and a few characters.
+  RMOE_CHECK(options.vocab_size > 300 && options.vocab_size <= 1'000'000, "sentencepiece: a vocabulary of ",
+             options.vocab_size, ", expected 301 to 1000000");
+  Lines lines(next);
+  RMOE_CHECK(!lines.done(), "sentencepiece: no text to train on");
+  std::string model;
+  sentencepiece::SetRandomGeneratorSeed(1);
+  const auto status = sentencepiece::SentencePieceTrainer::Train(
+      {
+          {"model_type", options.bpe ? "bpe" : "unigram"},
+          {"vocab_size", std::to_string(options.vocab_size)},
+          {"byte_fallback", "true"},
+          {"normalization_rule_name", "identity"},
+          {"remove_extra_whitespaces", "false"},
+          {"add_dummy_prefix", "false"},
+          {"allow_whitespace_only_pieces", "true"},
+          {"unk_id", "0"},
+          {"eos_id", "1"},
+          {"bos_id", "-1"},
+          {"pad_id", "-1"},
+          {"max_sentence_length", std::to_string(Lines::kLongestLine)},
+          {"num_threads", "4"},  // constant: the sums of training depend on it
+          {"minloglevel", "2"},
+      },
+      &lines, &model);
+  if (!status.ok()) {
+    // "file(line) [condition] message"
+    std::string message = status.message();
+    if (const size_t at = message.rfind("] "); at != message.npos) message.erase(0, at + 2);
+    throw Error(Exit::kBadInput, str("sentencepiece: cannot train ", options.vocab_size, " pieces: ", message),
+                "try another --vocab-size");
+  }
+  return model;
+}
+
+}  // namespace rmoe::data

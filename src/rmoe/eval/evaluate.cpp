@@ -1,0 +1,198 @@
+// Evaluation: see evaluate.h.
+#include "rmoe/eval/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include "rmoe/base/error.h"
+
+namespace rmoe {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+// Logits held at a time: 128 MiB in fp32.
+constexpr int64_t kLogitElements = int64_t{1} << 25;
+// Tokens per call of the llama family, unless its window is longer.
+constexpr int64_t kBatchTokens = 2048;
+
+int64_t most_tokens(const ModelConfig& config) { return std::max<int64_t>(kLogitElements / config.vocab_size, 1); }
+
+// Collects losses and routing of one forward pass after the other.
+class Sums {
+ public:
+  Sums(const EvalOptions& options, int64_t total) : options_(options), total_(total) {}
+
+  void add(const ForwardResult& forward, const Tensor& targets_T) {
+    const Tensor logits = forward.logits_TV;
+    const Tensor precise = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
+    result_.nats += at::cross_entropy_loss(precise, targets_T, {}, at::Reduction::None).sum(at::kDouble).item<double>();
+    result_.tokens += targets_T.numel();
+    if (!std::isfinite(result_.nats)) {
+      throw Error(Exit::kDiverged, str("evaluate: the loss is ", result_.nats, " among the first ", result_.tokens,
+                                       " tokens: the weights are damaged or the training diverged"));
+    }
+    add_routing(forward.trace);
+    if (options_.progress) options_.progress(result(), total_);
+  }
+
+  EvalResult result() const {
+    EvalResult result = result_;
+    const auto rows = static_cast<double>(result.tokens) * static_cast<double>(result.expert_counts.size());
+    result.gate_entropy = entropy_ / rows;
+    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    return result;
+  }
+
+ private:
+  void add_routing(const routing::RoutingTrace& trace) {
+    result_.expert_counts.resize(trace.size());
+    for (size_t layer = 0; layer < trace.size(); ++layer) {
+      entropy_ += at::special_entr(trace[layer].probs_TN).sum(at::kDouble).item<double>();
+      const Tensor counts_N = trace[layer].counts_N.cpu().contiguous();
+      auto& sums = result_.expert_counts[layer];
+      sums.resize(static_cast<size_t>(counts_N.numel()));
+      for (size_t e = 0; e < sums.size(); ++e) sums[e] += counts_N.const_data_ptr<int64_t>()[e];
+    }
+  }
+
+  const EvalOptions& options_;
+  const int64_t total_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  EvalResult result_;
+  double entropy_ = 0;
+};
+
+// Tokens [begin, begin + count]: count inputs, and their targets one further.
+Tensor read_tokens(const data::TokenFile& tokens, int64_t begin, int64_t count) {
+  Tensor ids = at::empty({count + 1}, at::kLong);
+  tokens.read(begin, count + 1, ids.mutable_data_ptr<int64_t>());
+  return ids;
+}
+
+void evaluate_stream(const Model& model, const data::TokenFile& tokens, const EvalOptions& options, int64_t total,
+                     Sums& sums) {
+  const int64_t longest = inference_piece(model.config());
+  const int64_t block = std::min(options.block > 0 ? options.block : longest, longest);
+  const int64_t fitting = longest / block;
+  const int64_t piece = block * (options.batch > 0 ? std::min(options.batch, fitting) : fitting);
+  Memory memory;
+  for (int64_t begin = 0; begin < total; begin += piece) {
+    const int64_t count = std::min(piece, total - begin);
+    const Tensor ids = read_tokens(tokens, begin, count);
+    auto forward = model.forward(ids.narrow(0, 0, count).view({1, count}), std::move(memory),
+                                 {.dtype = options.dtype, .remember = Remember::kKeysValues});
+    sums.add(forward, ids.narrow(0, 1, count));
+    memory = std::move(forward.memory);
+  }
+}
+
+// `rows` windows of `length` inputs, side by side. A window whose logits would be too large is read in pieces.
+void evaluate_windows(const Model& model, const Tensor& ids, int64_t rows, int64_t length, const EvalOptions& options,
+                      Sums& sums) {
+  const Tensor inputs = ids.narrow(0, 0, rows * length).view({rows, length});
+  const Tensor targets = ids.narrow(0, 1, rows * length).view({rows, length});
+  const int64_t piece = std::min(length, std::max<int64_t>(most_tokens(model.config()) / rows, 1));
+  Memory memory;
+  for (int64_t begin = 0; begin < length; begin += piece) {
+    const int64_t count = std::min(piece, length - begin);
+    auto forward = model.forward(
+        inputs.narrow(1, begin, count).contiguous(), std::move(memory),
+        {.dtype = options.dtype, .remember = piece < length ? Remember::kKeysValues : Remember::kNothing});
+    sums.add(forward, targets.narrow(1, begin, count).flatten());
+    memory = std::move(forward.memory);
+  }
+}
+
+void evaluate_texts(const Model& model, const data::TokenFile& tokens, const EvalOptions& options, int64_t total,
+                    Sums& sums) {
+  const int64_t block = options.block;
+  RMOE_CHECK(block > 0, "evaluate: the llama family needs a block length, got ", block);
+  const int64_t fitting = std::max<int64_t>(most_tokens(model.config()) / block, 1);
+  const int64_t wanted = options.batch > 0 ? options.batch : std::max<int64_t>(kBatchTokens / block, 1);
+  const int64_t batch = std::min(wanted, fitting), windows = total / block;
+  for (int64_t window = 0; window < windows; window += batch) {
+    const int64_t rows = std::min(batch, windows - window);
+    evaluate_windows(model, read_tokens(tokens, window * block, rows * block), rows, block, options, sums);
+  }
+  if (const int64_t rest = total % block; rest > 0) {
+    evaluate_windows(model, read_tokens(tokens, windows * block, rest), 1, rest, options, sums);
+  }
+}
+
+double scaled(const EvalResult& result, const data::TokenHeader& header, int64_t count) {
+  const int64_t predictable = header.count - 1;
+  if (predictable < 1) return 0;
+  return static_cast<double>(count) * static_cast<double>(result.tokens) / static_cast<double>(predictable);
+}
+
+}  // namespace
+
+EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const EvalOptions& options) {
+  const at::NoGradGuard no_grad;
+  const ModelConfig& config = model.config();
+  RMOE_CHECK(options.block >= 0 && options.batch >= 0 && options.max_tokens >= 0,
+             "evaluate: block, batch and max_tokens must not be negative, got ", options.block, ", ", options.batch,
+             " and ", options.max_tokens);
+  RMOE_CHECK(tokens.size() >= 2, tokens.path().string(), ": evaluation needs at least 2 tokens, got ", tokens.size());
+  RMOE_CHECK(tokens.header().vocab_size <= config.vocab_size, tokens.path().string(), ": its vocabulary has ",
+             tokens.header().vocab_size, " ids, the model's ", config.vocab_size);
+  int64_t total = tokens.size() - 1;
+  if (options.max_tokens > 0) total = std::min(total, options.max_tokens);
+  Sums sums(options, total);
+  if (config.family == Family::kSpan) {
+    evaluate_stream(model, tokens, options, total, sums);
+  } else {
+    evaluate_texts(model, tokens, options, total, sums);
+  }
+  return sums.result();
+}
+
+double predicted_characters(const EvalResult& result, const data::TokenHeader& header) {
+  return scaled(result, header, header.characters);
+}
+
+double predicted_words(const EvalResult& result, const data::TokenHeader& header) {
+  return scaled(result, header, header.words);
+}
+
+double bits_per_character(const EvalResult& result, const data::TokenHeader& header) {
+  const double count = predicted_characters(result, header);
+  return count > 0 ? result.nats / count / std::numbers::ln2 : kNaN;
+}
+
+double word_perplexity(const EvalResult& result, const data::TokenHeader& header) {
+  const double count = predicted_words(result, header);
+  return count > 0 ? std::exp(result.nats / count) : kNaN;
+}
+
+double perplexity(const EvalResult& result) { return std::exp(result.nats / static_cast<double>(result.tokens)); }
+
+double load_imbalance(const std::vector<std::vector<int64_t>>& expert_counts) {
+  double sum = 0;
+  for (const auto& layer : expert_counts) {
+    double total = 0;
+    for (const int64_t count : layer) total += static_cast<double>(count);
+    const auto most = static_cast<double>(*std::max_element(layer.begin(), layer.end()));
+    sum += most * static_cast<double>(layer.size()) / total;
+  }
+  return sum / static_cast<double>(expert_counts.size());
+}
+
+int64_t dead_experts(const std::vector<std::vector<int64_t>>& expert_counts) {
+  int64_t dead = 0;
+  for (const auto& layer : expert_counts) dead += std::count(layer.begin(), layer.end(), 0);
+  return dead;
+}
+
+int64_t inference_piece(const ModelConfig& config) {
+  // The span kernel multiplies each query with all keys of its piece: much longer than the span is waste, much shorter
+  // leaves too few rows to each expert.
+  const int64_t span_piece = std::clamp<int64_t>(config.span.span, 256, 1024);
+  const int64_t piece = config.family == Family::kSpan ? span_piece : 2 * kBatchTokens;
+  return std::min(piece, most_tokens(config));
+}
+
+}  // namespace rmoe

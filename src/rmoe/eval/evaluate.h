@@ -1,0 +1,56 @@
+// Loss of a model on a whole split, by the protocol of the literature, with what the routers did on the way.
+//
+// span:  one stream. The split is read piece by piece from its start with keys and values carried over, and every token
+//        but the first is predicted exactly once. Each token sees exactly its S positions before, so the sizes of the
+//        pieces decide speed and memory but not the result (up to the rounding of the compute dtype).
+// llama: consecutive windows of `block` inputs, each a text of its own, and one shorter window at the end; again every
+//        token but the first is predicted exactly once. The result depends on `block` but not on `batch`.
+#pragma once
+
+#include <functional>
+
+#include "rmoe/data/token_file.h"
+#include "rmoe/models/model.h"
+
+namespace rmoe {
+
+struct EvalResult {
+  double nats = 0;                                  // summed over the predicted tokens
+  int64_t tokens = 0;                               // predicted
+  std::vector<std::vector<int64_t>> expert_counts;  // [MoE layer][N], routed rows
+  double gate_entropy = 0;  // nats, of the softmax over all N, mean over tokens and MoE layers; NaN without MoE layers
+  double seconds = 0;
+};
+
+struct EvalOptions {
+  int64_t block = 0;       // llama: inputs per window. span: tokens per block, at most inference_piece(); 0: that
+  int64_t batch = 0;       // windows or blocks at a time, as far as memory allows; 0: chosen for speed
+  int64_t max_tokens = 0;  // predict this many tokens from the split's start on; 0: all
+  at::ScalarType dtype = at::kFloat;
+  // Called after each piece with the sums so far and the tokens that will have been predicted at the end.
+  std::function<void(const EvalResult& so_far, int64_t total)> progress = {};
+};
+
+// Without gradients, on the CPU. Error(kBadInput) for a split of fewer than 2 tokens, for ids outside the model's
+// vocabulary and for a llama model without `block`; Error(kDiverged) when the loss is not finite.
+EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const EvalOptions& options);
+
+// The counts of a text that fall on predicted tokens: those of the whole split, scaled by the share of its tokens. (All
+// of the split's tokens but the first count as all of them.) 0 where the header does not know.
+double predicted_characters(const EvalResult& result, const data::TokenHeader& header);
+double predicted_words(const EvalResult& result, const data::TokenHeader& header);
+
+double bits_per_character(const EvalResult& result, const data::TokenHeader& header);  // NaN: characters are unknown
+double word_perplexity(const EvalResult& result, const data::TokenHeader& header);     // NaN: words are unknown
+double perplexity(const EvalResult& result);                                           // per token
+
+// Largest over mean load of an expert, averaged over MoE layers; 1 is even. NaN without MoE layers.
+double load_imbalance(const std::vector<std::vector<int64_t>>& expert_counts);
+// Experts that no token chose, summed over layers.
+int64_t dead_experts(const std::vector<std::vector<int64_t>>& expert_counts);
+
+// Tokens of one text that a model reads at once in inference, so that attention scores and logits keep to a bounded
+// size.
+int64_t inference_piece(const ModelConfig& config);
+
+}  // namespace rmoe

@@ -1,0 +1,133 @@
+// Generation: see generate.h.
+#include "rmoe/eval/generate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "rmoe/base/error.h"
+#include "rmoe/base/rng.h"
+#include "rmoe/eval/evaluate.h"
+#include "rmoe/eval/sampling.h"
+#include "rmoe/eval/stop_filter.h"
+
+namespace rmoe {
+namespace {
+
+// A text that is being read by a model: what was read so far is in its memory.
+class Reader {
+ public:
+  Reader(const Model& model, at::ScalarType dtype) : model_(model), dtype_(dtype) {}
+
+  // Reads more ids and returns the logits after the last, [V] in fp32.
+  Tensor read(std::span<const int64_t> ids) {
+    const int64_t piece = inference_piece(model_.config()), size = std::ssize(ids);
+    Tensor logits_1V;
+    for (int64_t begin = 0; begin < size; begin += piece) {
+      const int64_t count = std::min(piece, size - begin);
+      Tensor tokens = at::empty({1, count}, at::kLong);
+      std::copy_n(ids.data() + begin, count, tokens.mutable_data_ptr<int64_t>());
+      auto forward = model_.forward(tokens, std::move(memory_),
+                                    {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true});
+      memory_ = std::move(forward.memory);
+      logits_1V = forward.logits_TV;
+    }
+    return logits_1V[0].to(at::kFloat).contiguous();
+  }
+
+ private:
+  const Model& model_;
+  at::ScalarType dtype_;
+  Memory memory_;
+};
+
+void check_ids(std::span<const int64_t> ids, int64_t vocabulary) {
+  for (const int64_t id : ids) {
+    RMOE_CHECK(id >= 0 && id < vocabulary, "generate: the prompt has the id ", id, ", expected 0 to ", vocabulary - 1);
+  }
+}
+
+}  // namespace
+
+Generated generate(const Model& model, std::span<const int64_t> prompt, const GenerateOptions& options,
+                   const std::function<bool(int64_t id)>& on_token) {
+  const at::NoGradGuard no_grad;
+  const int64_t V = model.config().vocab_size;
+  const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
+  sampling.validate();
+  RMOE_CHECK(!prompt.empty(), "generate: the prompt is empty, expected at least one token");
+  RMOE_CHECK(options.max_new >= 0, "generate: the number of tokens must be at least 0, got ", options.max_new);
+  RMOE_CHECK(options.vocabulary >= 0 && options.vocabulary <= V, "generate: ", options.vocabulary,
+             " ids to draw from, but the model has ", V);
+  check_ids(prompt, V);
+  Generated result;
+  if (options.max_new == 0) return result;
+  Reader reader(model, options.dtype);
+  Tensor logits_V = reader.read(prompt);
+  const auto start = std::chrono::steady_clock::now();
+  while (true) {
+    const auto drawable = static_cast<size_t>(options.vocabulary > 0 ? options.vocabulary : V);
+    const double random = uniform(mix(options.seed, kSampleStream, static_cast<uint64_t>(result.tokens)));
+    const int64_t id = sample_token({logits_V.const_data_ptr<float>(), drawable}, sampling, random);
+    if (id == options.stop) {
+      result.ending = TextEnding::kSeparator;
+      break;
+    }
+    ++result.tokens;
+    if (!on_token(id)) {
+      result.ending = TextEnding::kCaller;
+      break;
+    }
+    if (result.tokens == options.max_new) break;
+    logits_V = reader.read({&id, 1});
+  }
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+std::vector<int64_t> prompt_ids(const data::Tokenizer& tokenizer, std::string_view prompt) {
+  std::vector<int64_t> ids = tokenizer.encode(prompt);
+  if (!ids.empty()) return ids;
+  if (tokenizer.separator()) return {*tokenizer.separator()};
+  try {
+    ids = tokenizer.encode("\n");
+  } catch (const Error&) {  // a vocabulary of single characters that lacks it
+  }
+  return ids.empty() ? std::vector<int64_t>{0} : ids;
+}
+
+GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::string_view prompt,
+                            const TextOptions& options, const std::function<bool(std::string_view piece)>& on_text) {
+  const std::vector<int64_t> ids = prompt_ids(tokenizer, prompt);
+  // The decoder reads the prompt too: what a token looks like may depend on what stands before it.
+  const auto decoder = tokenizer.decoder();
+  for (const int64_t id : ids) decoder->feed(id);
+  StopFilter filter(options.stops);
+  GeneratedText result;
+  result.prompt_tokens = std::ssize(ids);
+  const auto emit = [&](const std::string& piece) {
+    result.text += piece;
+    return piece.empty() || !on_text || on_text(piece);
+  };
+  const Generated generated = generate(model, ids,
+                                       {.max_new = options.max_new,
+                                        .temperature = options.temperature,
+                                        .top_k = options.top_k,
+                                        .top_p = options.top_p,
+                                        .seed = options.seed,
+                                        .dtype = options.dtype,
+                                        .stop = tokenizer.separator(),
+                                        .vocabulary = tokenizer.vocab_size()},
+                                       [&](int64_t id) {
+                                         const bool more = emit(filter.feed(decoder->feed(id)));
+                                         return more && !filter.stopped();
+                                       });
+  result.tokens = generated.tokens;
+  result.seconds = generated.seconds;
+  result.ending = filter.stopped() ? TextEnding::kStop : generated.ending;
+  if (result.ending == TextEnding::kLength || result.ending == TextEnding::kSeparator) {
+    emit(filter.finish());
+  }
+  return result;
+}
+
+}  // namespace rmoe

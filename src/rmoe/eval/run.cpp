@@ -1,0 +1,121 @@
+// Loading of runs: see run.h.
+#include "rmoe/eval/run.h"
+
+#include <charconv>
+
+#include "rmoe/base/config.h"
+#include "rmoe/base/json.h"
+#include "rmoe/base/log.h"
+#include "rmoe/data/hash.h"
+#include "rmoe/io/checkpoint.h"
+#include "rmoe/io/tensors.h"
+
+namespace rmoe {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kRunHelp = "a run folder is what `rmoe train CONFIG.toml --out FOLDER` writes";
+
+void check_folder(const fs::path& dir) {
+  if (!fs::exists(dir)) throw Error(Exit::kBadInput, str(dir.string(), ": no such run folder"), kRunHelp);
+  if (!fs::exists(dir / "config.toml")) {
+    throw Error(Exit::kBadInput, str(dir.string(), ": not a run folder: it has no config.toml"), kRunHelp);
+  }
+}
+
+io::Checkpoint newest(const fs::path& dir) {
+  std::string first_reason;
+  const auto found = io::newest_valid(dir, [&](const fs::path& broken, const std::string& reason) {
+    log_warn("skipping the checkpoint ", broken.string(), ": ", reason);
+    if (first_reason.empty()) first_reason = reason;
+  });
+  if (found) return *found;
+  if (first_reason.empty()) input_error(dir.string(), ": the run has no checkpoint yet");
+  input_error(dir.string(), ": no whole checkpoint is left: ", first_reason);
+}
+
+io::Checkpoint at_step(const fs::path& dir, int64_t step) {
+  io::Checkpoint checkpoint{.step = step, .dir = io::checkpoint_dir(dir, step), .manifest = {}};
+  if (!fs::exists(checkpoint.dir)) {
+    const std::vector<int64_t> steps = io::list_checkpoints(dir);
+    throw Error(Exit::kBadInput, str(dir.string(), ": no checkpoint of step ", step),
+                steps.empty() ? "the run has no checkpoint yet" : str("there are checkpoints of the steps ", steps));
+  }
+  checkpoint.manifest = io::verify(checkpoint.dir);
+  return checkpoint;
+}
+
+// The member "best": {"step": N} of a JSON file; nothing when the file or the member is not there.
+std::optional<int64_t> best_step(const fs::path& file) {
+  if (!fs::exists(file)) return std::nullopt;
+  const Json json = read_json_file(file);
+  if (!json.is_object() || !json.contains("best") || !json["best"].is_object()) return std::nullopt;
+  const Json& best = json["best"];
+  if (!best.contains("step") || best["step"].is_null()) return std::nullopt;
+  return json_int(best, "step", file.string());
+}
+
+io::Checkpoint best(const fs::path& dir) {
+  std::optional<int64_t> step = best_step(dir / "summary.json");
+  if (!step) step = best_step(newest(dir).dir / "state.json");
+  RMOE_CHECK(step, dir.string(), ": the run names no best checkpoint: it was not evaluated yet");
+  return at_step(dir, *step);
+}
+
+io::Checkpoint choose(const fs::path& dir, Which which) {
+  switch (which.kind) {
+    case Which::Kind::kNewest:
+      return newest(dir);
+    case Which::Kind::kBest:
+      return best(dir);
+    case Which::Kind::kStep:
+      break;
+  }
+  return at_step(dir, which.step);
+}
+
+}  // namespace
+
+Which Which::parse(std::string_view text) {
+  if (text == "newest") return {Kind::kNewest, 0};
+  if (text == "best") return {Kind::kBest, 0};
+  int64_t step = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, failed] = std::from_chars(text.data(), end, step);
+  RMOE_CHECK(failed == std::errc() && rest == end && step >= 0, "checkpoint '", text,
+             "': expected newest, best or the number of a step");
+  return {Kind::kStep, step};
+}
+
+LoadedRun load_run(const fs::path& dir, Which which) {
+  check_folder(dir);
+  LoadedRun run;
+  run.dir = dir;
+  run.config = load_config<RunConfig>(dir / "config.toml", {});
+  const io::Checkpoint checkpoint = choose(dir, which);
+  run.step = checkpoint.step;
+  run.tokenizer = data::Tokenizer::load(dir);
+  ModelConfig& model = run.config.model;
+  if (model.vocab_size == 0) model.vocab_size = run.tokenizer->vocab_size();
+  RMOE_CHECK(run.tokenizer->vocab_size() <= model.vocab_size, (dir / "tokenizer.json").string(), ": has ",
+             run.tokenizer->vocab_size(), " ids but the model has ", model.vocab_size);
+  run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
+  run.model = make_model(model, run.params);
+  io::NamedTensors weights;
+  for (const Param& param : run.params.all()) {
+    for (auto& part : param.stored()) weights.push_back(std::move(part));
+  }
+  io::load_tensors(checkpoint.dir / "model.safetensors", weights);
+  return run;
+}
+
+void check_data(const LoadedRun& run, const data::TokenFile& tokens) {
+  const uint64_t expected = run.tokenizer->hash(), found = tokens.header().tokenizer_hash;
+  if (found == expected) return;
+  throw Error(Exit::kBadInput,
+              str(tokens.path().string(), ": made by a tokenizer other than the run's: hash ", data::hex16(found), ", ",
+                  (run.dir / "tokenizer.json").string(), " has ", data::hex16(expected)),
+              "prepare the text with the run's own tokenizer; `rmoe data prepare --help` shows how");
+}
+
+}  // namespace rmoe

@@ -1,0 +1,45 @@
+// A trained model out of a run folder, for everything that uses one: evaluation, generation, export, analysis.
+#pragma once
+
+#include <filesystem>
+#include <string_view>
+
+#include "rmoe/data/token_file.h"
+#include "rmoe/data/tokenizer.h"
+#include "rmoe/models/model.h"
+#include "rmoe/train/config.h"
+
+namespace rmoe {
+
+// Which checkpoint of a run.
+struct Which {
+  enum class Kind {
+    kNewest,  // the newest whole one; broken ones are skipped with a warning
+    kBest,    // the one with the best validation loss, as summary.json (or else the newest state.json) names it
+    kStep,
+  };
+  Kind kind = Kind::kNewest;
+  int64_t step = 0;  // kStep only
+
+  // "newest", "best" or a step. Error(kBadInput) for anything else.
+  static Which parse(std::string_view text);
+};
+
+struct LoadedRun {
+  std::filesystem::path dir;
+  int64_t step = 0;  // of the checkpoint
+  RunConfig config;  // as the run resolved it; model.vocab_size is set
+  ParamTable params;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<data::Tokenizer> tokenizer;
+};
+
+// Checks the checkpoint against its manifest, then reads RUN/config.toml, the weights (fp32) and RUN/tokenizer.json.
+// Every failure is an Error in one line that names the folder or file: no run, no such checkpoint, a file that is
+// missing, truncated or altered, a tokenizer with more ids than the model.
+LoadedRun load_run(const std::filesystem::path& dir, Which which = {});
+
+// Error(kBadInput) unless `tokens` were made by the run's tokenizer.
+void check_data(const LoadedRun& run, const data::TokenFile& tokens);
+
+}  // namespace rmoe

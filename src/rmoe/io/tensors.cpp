@@ -1,0 +1,92 @@
+#include "rmoe/io/tensors.h"
+
+#include <algorithm>
+
+#include "rmoe/base/error.h"
+#include "rmoe/io/safetensors.h"
+
+namespace rmoe::io {
+namespace {
+
+constexpr std::pair<at::ScalarType, DType> kTypes[] = {
+    {at::kFloat, DType::kF32}, {at::kDouble, DType::kF64}, {at::kBFloat16, DType::kBF16}, {at::kHalf, DType::kF16},
+    {at::kLong, DType::kI64},  {at::kInt, DType::kI32},    {at::kByte, DType::kU8},       {at::kBool, DType::kBool}};
+
+DType file_type(at::ScalarType type, const std::string& name) {
+  for (const auto& [torch_type, dtype] : kTypes) {
+    if (torch_type == type) return dtype;
+  }
+  input_error("tensor ", name, ": cannot be stored as ", c10::toString(type));
+}
+
+at::ScalarType torch_type(const TensorEntry& entry, const std::filesystem::path& path) {
+  for (const auto& [type, dtype] : kTypes) {
+    if (dtype == entry.dtype) return type;
+  }
+  input_error(path.string(), ": tensor ", entry.name, " has dtype ", enum_name(entry.dtype), ", which is not read");
+}
+
+std::string shorten(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < names.size() && i < 5; ++i) text += (i ? ", " : "") + names[i];
+  return names.size() > 5 ? rmoe::str(text, " and ", names.size() - 5, " more") : text;
+}
+
+}  // namespace
+
+void save_tensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                  const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, tensor] : tensors) {
+    specs.push_back({name, file_type(tensor.scalar_type(), name), tensor.sizes().vec()});
+  }
+  SafetensorsWriter writer(path, specs, metadata);
+  for (const auto& [name, tensor] : tensors) {
+    const Tensor rows = tensor.detach().cpu().contiguous();
+    writer.write(name, {static_cast<const std::byte*>(rows.const_data_ptr()), static_cast<size_t>(rows.nbytes())});
+  }
+  writer.finish();
+}
+
+void load_tensors(const std::filesystem::path& path, const NamedTensors& targets) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  std::vector<std::string> missing, unused;
+  std::map<std::string, const Tensor*> wanted;
+  for (const auto& [name, tensor] : targets) {
+    wanted[name] = &tensor;
+    if (!file.find(name)) missing.push_back(name);
+  }
+  for (const TensorEntry& entry : file.entries()) {
+    if (!wanted.contains(entry.name)) unused.push_back(entry.name);
+  }
+  if (!missing.empty() || !unused.empty()) {
+    std::string what;
+    if (!missing.empty()) what += rmoe::str(missing.size(), " missing in the file: ", shorten(missing));
+    if (!unused.empty()) what += rmoe::str(what.empty() ? "" : "; ", unused.size(), " not in the model: ", shorten(unused));
+    throw Error(Exit::kBadInput, rmoe::str(path.string(), ": its tensors are not the model's: ", what));
+  }
+  at::NoGradGuard no_grad;
+  for (const TensorEntry& entry : file.entries()) {
+    const Tensor& target = *wanted[entry.name];
+    RMOE_CHECK(target.sizes() == at::IntArrayRef(entry.shape), path.string(), ": tensor ", entry.name, " has shape ",
+               at::IntArrayRef(entry.shape), ", expected ", target.sizes());
+    RMOE_CHECK(target.scalar_type() == torch_type(entry, path), path.string(), ": tensor ", entry.name, " has dtype ",
+               enum_name(entry.dtype), ", expected ", enum_name(file_type(target.scalar_type(), entry.name)));
+    Tensor rows = at::empty(entry.shape, target.options().device(at::kCPU));
+    file.read(entry, {static_cast<std::byte*>(rows.data_ptr()), static_cast<size_t>(rows.nbytes())});
+    target.detach().copy_(rows);
+  }
+}
+
+std::map<std::string, Tensor> read_tensors(const std::filesystem::path& path) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  std::map<std::string, Tensor> result;
+  for (const TensorEntry& entry : file.entries()) {
+    Tensor rows = at::empty(entry.shape, torch_type(entry, path));
+    file.read(entry, {static_cast<std::byte*>(rows.data_ptr()), static_cast<size_t>(rows.nbytes())});
+    result[entry.name] = rows;
+  }
+  return result;
+}
+
+}  // namespace rmoe::io

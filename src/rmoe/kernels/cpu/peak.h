@@ -1,0 +1,20 @@
+// Loops of nothing but multiply-adds in registers: what one thread of this CPU can compute at most.
+#pragma once
+
+#include <cstdint>
+
+namespace rmoe::kernels {
+
+struct PeakLoop {
+  const char* name;  // "avx512"
+  // Runs `rounds` rounds on the calling thread and returns the floating-point operations done, 2 per multiply-add.
+  double (*run)(int64_t rounds);
+};
+
+// The widest fp32 loop that this CPU runs: AVX-512, AVX2 or plain C++.
+PeakLoop fp32_peak_loop();
+
+// The same for bf16 products summed in fp32 (AVX512_BF16's dot product); run is null where the CPU has none.
+PeakLoop bf16_peak_loop();
+
+}  // namespace rmoe::kernels

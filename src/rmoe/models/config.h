@@ -1,0 +1,131 @@
+// What a model is made of: both families and their MoE layers. Plain data, free of torch.
+#pragma once
+
+#include <string>
+
+#include "rmoe/base/registry.h"
+#include "rmoe/routing/registries.h"
+
+namespace rmoe {
+
+enum class Family { kSpan, kLlama };
+template <>
+struct EnumNames<Family> {
+  static constexpr std::array names{std::pair{Family::kSpan, "span"}, std::pair{Family::kLlama, "llama"}};
+};
+
+struct BalanceConfig {
+  Choice<routing::BalanceRegistry> loss{"switch"};
+  double weight = 0.01;
+
+  static constexpr auto fields() {
+    using C = BalanceConfig;
+    return std::tuple{Field{"", &C::loss, "balance loss; `rmoe list balances` shows all"},
+                      Field{"weight", &C::weight, "what the loss is multiplied by", {.min = 0}}};
+  }
+};
+
+struct MoeConfig {
+  int64_t experts = 16;
+  int64_t top_k = 2;
+  int64_t expert_width = 352;
+  int64_t every = 1;
+  int64_t shared_width = 0;
+  double moe_weight = 0.5;
+  double shared_weight = 0.5;
+  Choice<routing::StageRegistry> stage{"none"};
+  Choice<routing::RouterRegistry> router{"linear"};
+  std::vector<BalanceConfig> balance = {BalanceConfig{}};
+
+  static constexpr auto fields() {
+    using C = MoeConfig;
+    return std::tuple{
+        Field{"experts", &C::experts, "experts per MoE layer (N)", {.min = 1}},
+        Field{"top_k", &C::top_k, "experts per token (K)", {.min = 1}},
+        Field{"expert_width", &C::expert_width, "inner width of one expert (F); small for fine-grained experts", {.min = 1}},
+        Field{"every", &C::every, "of the layers after the leading dense ones, each n-th is MoE, the first included", {.min = 1}},
+        Field{"shared_width", &C::shared_width, "inner width of the expert that every token uses; 0: none (llama)", {.min = 0}},
+        Field{"moe_weight", &C::moe_weight, "weight of the routed experts beside a shared expert"},
+        Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
+        Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
+        Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
+        Field{"balance", &C::balance, "balance losses, each with a weight"}};
+  }
+  void validate() const;
+};
+
+// What only the span family has.
+struct SpanConfig {
+  int64_t span = 2048;
+  static constexpr auto fields() {
+    return std::tuple{Field{"span", &SpanConfig::span, "positions before it that a token attends to (S)", {.min = 1}}};
+  }
+};
+
+// What only the llama family has.
+struct LlamaConfig {
+  int64_t kv_heads = 0;
+  double rope_theta = 10000;
+  double norm_eps = 1e-5;
+  bool tie_embeddings = false;
+
+  static constexpr auto fields() {
+    using C = LlamaConfig;
+    return std::tuple{
+        Field{"kv_heads", &C::kv_heads, "heads of keys and values (grouped-query attention); 0: as many as heads", {.min = 0}},
+        Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
+        Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
+        Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
+  }
+};
+
+struct ModelConfig {
+  Family family = Family::kSpan;
+  int64_t vocab_size = 0;
+  int64_t layers = 8;
+  int64_t width = 352;
+  int64_t heads = 8;
+  int64_t dense_layers = 0;
+  int64_t dense_width = 0;
+  double dropout = 0;
+  double init_std = 0;
+  MoeConfig moe;
+  SpanConfig span;
+  LlamaConfig llama;
+
+  static constexpr auto fields() {
+    using C = ModelConfig;
+    return std::tuple{
+        Field{"family", &C::family, "span: the paper's small-scale post-norm transformer; llama: pre-norm with RoPE and SwiGLU"},
+        Field{"vocab_size", &C::vocab_size, "size of the vocabulary (V); 0: the data's", {.min = 0}},
+        Field{"layers", &C::layers, "layers (L)", {.min = 1}},
+        Field{"width", &C::width, "model width (D)", {.min = 1}},
+        Field{"heads", &C::heads, "attention heads (H)", {.min = 1}},
+        Field{"dense_layers", &C::dense_layers, "leading layers with a dense feed-forward block", {.min = 0}},
+        Field{"dense_width", &C::dense_width, "inner width of dense blocks; 0: top_k * expert_width", {.min = 0}},
+        Field{"dropout", &C::dropout, "dropout; span: attention weights, inside and after experts; llama: after each block", {.min = 0, .below = 1}},
+        Field{"init_std", &C::init_std, "standard deviation of the start; 0: torch's defaults per layer type", {.min = 0}},
+        Field{"moe", &C::moe, "the MoE layers"},
+        Field{"span", &C::span, "span family only"},
+        Field{"llama", &C::llama, "llama family only"}};
+  }
+  // Relations between fields (widths and heads, N and K, what a family has). Allocates nothing.
+  void validate() const;
+
+  int64_t head_width() const { return width / heads; }
+  int64_t kv_heads() const { return llama.kv_heads > 0 ? llama.kv_heads : heads; }
+  int64_t dense_inner() const { return dense_width > 0 ? dense_width : moe.top_k * moe.expert_width; }
+  bool is_moe(int64_t layer) const { return layer >= dense_layers && (layer - dense_layers) % moe.every == 0; }
+  int64_t moe_layers() const;
+};
+
+// Computed from a config without building the model; the vocabulary must be set.
+struct ModelSize {
+  int64_t params = 0;
+  int64_t active_params = 0;     // those that one token's forward pass uses
+  int64_t router_params = 0;     // stage and heads
+  double forward_flops = 0;      // per token, with a full context of `context` positions; 2 per multiply-add
+};
+ModelSize model_size(const ModelConfig& config, int64_t context);
+
+}  // namespace rmoe

@@ -1,0 +1,34 @@
+// The expert feed-forward networks of one MoE layer.
+//   relu:   E(x) = W2 dropout(relu(W1 x + b1)) + b2           (reference, section 2)
+//   swiglu: E(x) = W2 (silu(W1 x) * W3 x)                     (reference, section 5)
+#pragma once
+
+#include "rmoe/ops/dropout.h"
+#include "rmoe/ops/param.h"
+#include "rmoe/routing/gate.h"
+
+namespace rmoe::nn {
+
+enum class ExpertKind { kRelu, kSwiglu };
+
+struct ExpertsShape {
+  ExpertKind kind;
+  int64_t experts, top_k, model_width, expert_width;
+  double init_deviation;
+  double dropout;  // relu kind only
+};
+
+class Experts {
+ public:
+  // Parameters experts.E.{w1,w2,w3}.{weight,bias} under `scope`.
+  Experts(const ExpertsShape& shape, const ParamScope& scope);
+
+  // y_t = sum_k weights_tk E_{ids_tk}(x_t), [T, D] in x's dtype. Differentiable in x, the weights and the parameters.
+  Tensor forward(const Tensor& x_TD, const routing::Routing& routing, bool training, DropoutKey key) const;
+
+ private:
+  ExpertsShape shape_;
+  Tensor w1_NFD_, b1_NF_, w2_NDF_, b2_ND_, w3_NFD_;
+};
+
+}  // namespace rmoe::nn

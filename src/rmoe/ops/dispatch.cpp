@@ -1,0 +1,53 @@
+#include "rmoe/ops/dispatch.h"
+
+#include "rmoe/base/error.h"
+
+namespace rmoe {
+namespace {
+
+// out[i] = x[index[i]], where every row of x is read by exactly x.size(0) == inverse.size(0) / copies rows: the gradient
+// is again a gather (through the inverse), not a scatter, so it needs no atomics and has one order of summation.
+class GatherRows : public torch::autograd::Function<GatherRows> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& index,
+                        const Tensor& inverse) {
+    ctx->save_for_backward({inverse});
+    ctx->saved_data["rows"] = x.size(0);
+    return x.index_select(0, index);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    const int64_t rows = ctx->saved_data["rows"].toInt();
+    const Tensor& grad = grads[0];
+    Tensor back = grad.index_select(0, ctx->get_saved_variables()[0]);
+    if (back.size(0) != rows) back = back.view({rows, -1, grad.size(1)}).sum(1);
+    return {back, Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Dispatch make_dispatch(const Tensor& ids_TK, const Tensor& counts_N) {
+  Dispatch dispatch;
+  dispatch.order_M = std::get<1>(ids_TK.flatten().sort(/*stable=*/true));
+  dispatch.inverse_M = at::empty_like(dispatch.order_M);
+  dispatch.inverse_M.scatter_(0, dispatch.order_M, at::arange(dispatch.order_M.numel(), dispatch.order_M.options()));
+  const Tensor counts = counts_N.cpu();
+  dispatch.counts_N.assign(counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel());
+  return dispatch;
+}
+
+Tensor dispatch_rows(const Tensor& x_TD, const Dispatch& dispatch) {
+  const int64_t tokens = x_TD.size(0);
+  if (tokens == 0) return x_TD;
+  const int64_t top_k = dispatch.order_M.size(0) / tokens;
+  return GatherRows::apply(x_TD, dispatch.order_M.div(top_k, "floor"), dispatch.inverse_M);
+}
+
+Tensor combine_rows(const Tensor& rows_MD, const Tensor& weights_TK, const Dispatch& dispatch) {
+  const int64_t tokens = weights_TK.size(0), top_k = weights_TK.size(1), width = rows_MD.size(1);
+  const Tensor chosen = GatherRows::apply(rows_MD, dispatch.inverse_M, dispatch.order_M);
+  return weights_TK.to(rows_MD.scalar_type()).view({tokens, 1, top_k}).bmm(chosen.view({tokens, top_k, width})).squeeze(1);
+}
+
+}  // namespace rmoe

@@ -1,0 +1,34 @@
+// Adam and AdamW over a parameter table, with clipping by the global gradient norm in the same pass.
+#pragma once
+
+#include "rmoe/io/tensors.h"
+#include "rmoe/ops/param.h"
+#include "rmoe/train/config.h"
+
+namespace rmoe {
+
+class Optimizer {
+ public:
+  // `params` must outlive the optimizer.
+  Optimizer(ParamTable& params, const OptimizerConfig& config);
+
+  // The global 2-norm of all gradients, in fp64 over per-tensor norms.
+  double gradient_norm() const;
+  // One update with this learning rate; gradients count as scaled by min(1, clip / (norm + 1e-6)) where clip > 0.
+  // Parameters without a gradient stay as they are.
+  void step(double lr, double gradient_norm);
+  void zero_gradients();
+
+  // Moments as named tensors, exp_avg.NAME and exp_avg_sq.NAME, sharing storage, for checkpoints.
+  io::NamedTensors state() const;
+  int64_t steps() const { return steps_; }
+  void set_steps(int64_t steps) { steps_ = steps; }
+
+ private:
+  ParamTable& params_;
+  OptimizerConfig config_;
+  std::vector<Tensor> exp_avg_, exp_avg_sq_;  // one per parameter
+  int64_t steps_ = 0;
+};
+
+}  // namespace rmoe

@@ -1,0 +1,389 @@
+#include "rmoe/train/run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <numbers>
+
+#include "rmoe/base/config.h"
+#include "rmoe/base/error.h"
+#include "rmoe/base/files.h"
+#include "rmoe/base/json.h"
+#include "rmoe/base/log.h"
+#include "rmoe/base/process.h"
+#include "rmoe/base/rng.h"
+#include "rmoe/data/tokenizer.h"
+#include "rmoe/eval/evaluate.h"
+#include "rmoe/eval/generate.h"
+#include "rmoe/io/checkpoint.h"
+#include "rmoe/io/metrics.h"
+#include "rmoe/io/tensorboard.h"
+#include "rmoe/ops/runtime.h"
+#include "rmoe/train/machine.h"
+#include "rmoe/train/resume.h"
+#include "rmoe/train/signals.h"
+#include "rmoe/train/trainer.h"
+
+namespace rmoe {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+template <class... Values>
+std::string format(const char* pattern, Values... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
+
+std::string duration_text(double seconds) {
+  const auto s = static_cast<int64_t>(std::max(seconds, 0.0));
+  if (s < 60) return str(s, "s");
+  if (s < 3600) return str(s / 60, "m", s % 60, "s");
+  return str(s / 3600, "h", s / 60 % 60, "m");
+}
+
+struct RunData {
+  data::TokenFile train, valid;
+  std::unique_ptr<data::Tokenizer> tokenizer;
+
+  explicit RunData(const fs::path& dir)
+      : train(data::TokenFile::open(dir / "train.tok")),
+        valid(data::TokenFile::open(dir / "valid.tok")),
+        tokenizer(data::Tokenizer::load(dir)) {
+    for (const data::TokenFile* file : {&train, &valid}) {
+      RMOE_CHECK(file->header().tokenizer_hash == tokenizer->hash(), file->path().string(),
+                 ": was not made with the tokenizer.json beside it");
+    }
+  }
+};
+
+void resolve_vocabulary(RunConfig& config, const RunData& data) {
+  const int64_t size = data.tokenizer->vocab_size();
+  int64_t& wanted = config.model.vocab_size;
+  if (wanted == 0) wanted = size;
+  RMOE_CHECK(wanted == size, "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ", size);
+}
+
+// One run in its folder. Everything a resumed run needs to go on exactly is in the trainer's tensors and state().
+class Run {
+ public:
+  Run(const RunConfig& config, fs::path out, RunData data)
+      : config_(config),
+        out_(std::move(out)),
+        data_(std::move(data)),
+        size_(model_size(config.model, config.train.block)),
+        trainer_(config, data_.train),
+        characters_per_token_(per_token(data_.train.header())) {}
+
+  void resume(const io::Checkpoint& checkpoint) {
+    trainer_.load(checkpoint.dir, checkpoint.step);
+    const Json state = read_json_file(checkpoint.dir / "state.json");
+    seconds_before_ = state.at("seconds").get<double>();
+    const Json& best = state.at("best");
+    best_step_ = best.at("step").get<int64_t>();
+    if (!best.at("loss").is_null()) best_loss_ = best.at("loss").get<double>();
+    if (!best.at("bits").is_null()) best_bits_ = best.at("bits").get<double>();
+    rates_ = state.at("rates").get<std::vector<double>>();
+    const Json& sums = state.at("sums");
+    window_.steps = sums.at("steps").get<int64_t>();
+    window_.loss = sums.at("loss").get<double>();
+    window_.balance = sums.at("balance").get<double>();
+    window_.gradient_norm = sums.at("gradient_norm").get<double>();
+    window_.entropy = sums.at("entropy").get<double>();
+    window_.counts = sums.at("counts").get<std::vector<std::vector<int64_t>>>();
+    saved_step_ = checkpoint.step;
+  }
+
+  TrainReport train() {
+    const StopSignals signals;
+    metrics_.emplace(out_ / "metrics.jsonl");
+    metrics_->truncate_after(trainer_.steps_done());
+    const bool resumed = trainer_.steps_done() > 0;
+    events_.emplace(out_ / "tensorboard", resumed ? std::optional<int64_t>(trainer_.steps_done() + 1) : std::nullopt);
+    peak_ = measured_peak_flops(config_.train.dtype);
+    announce(resumed);
+    started_ = Clock::now();
+    last_save_ = started_;
+
+    std::string stop = budget_used();
+    {
+      Progress progress;
+      while (stop.empty() && !signals.received()) {
+        step(progress);
+        stop = budget_used();
+      }
+      progress.finish(progress_line());
+    }
+    if (!stop.empty()) finish_line();
+    if (evaluated_step_ != trainer_.steps_done()) evaluate();
+    if (saved_step_ != trainer_.steps_done()) save();
+    if (!stop.empty()) sample("final.txt");
+    write_summary(!stop.empty(), stop.empty() ? "signal" : stop);
+    return {trainer_.steps_done(), valid_bits_, !stop.empty(), stop.empty() ? signals.received() : 0};
+  }
+
+ private:
+  static double per_token(const data::TokenHeader& header) {
+    return header.count > 0 ? static_cast<double>(header.characters) / static_cast<double>(header.count) : 0;
+  }
+
+  // Bits per character from nats per token; NaN (null in files) where characters are unknown.
+  static double bits(double nats, double characters_per_token) { return nats / std::numbers::ln2 / characters_per_token; }
+
+  void announce(bool resumed) const {
+    log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", stage ",
+             config_.model.moe.stage.kind(), ", router ", config_.model.moe.router.kind(), ", ", size_.params,
+             " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
+             at::get_num_threads(), " threads");
+    log_info("data: ", config_.data.path, ", ", data_.train.size(), " training tokens, ", data_.tokenizer->describe());
+    if (resumed) log_info("resumed at step ", trainer_.steps_done(), " of ", config_.train.steps);
+  }
+
+  double seconds() const { return seconds_before_ + seconds_since(started_); }
+
+  // Why the run is over, or nothing.
+  std::string budget_used() const {
+    const TrainConfig& t = config_.train;
+    if (trainer_.steps_done() >= t.steps) return "steps";
+    if (t.tokens > 0 && trainer_.tokens_done() >= t.tokens) return "tokens";
+    if (t.minutes > 0 && seconds() >= 60 * t.minutes) return "minutes";
+    return "";
+  }
+
+  void step(Progress& progress) {
+    const auto begin = Clock::now();
+    learning_rate_ = trainer_.learning_rate();
+    const StepSums sums = trainer_.step();
+    step_seconds_ += seconds_since(begin);
+    ++timed_steps_;
+    window_.add(sums);
+    last_ = sums;
+    smoothed_loss_ = smoothed_loss_ == 0 ? sums.loss : 0.98 * smoothed_loss_ + 0.02 * sums.loss;
+
+    const TrainConfig& t = config_.train;
+    const int64_t done = trainer_.steps_done();
+    if (done % t.log_every == 0) log();
+    if (progress.due()) progress.update(progress_line());
+    bool better = false;
+    if (t.eval.every > 0 && done % t.eval.every == 0) better = evaluate();
+    if (t.sample.every > 0 && done % t.sample.every == 0) sample(str("step_", done, ".txt").c_str());
+    const bool by_time = t.checkpoint.minutes > 0 && seconds_since(last_save_) > 60 * t.checkpoint.minutes;
+    if (better || by_time || (t.checkpoint.every > 0 && done % t.checkpoint.every == 0)) save();
+  }
+
+  double tokens_per_second() const {
+    const double tokens = static_cast<double>(timed_steps_ * config_.train.batch * config_.train.block);
+    return step_seconds_ > 0 ? tokens / step_seconds_ : 0;
+  }
+
+  // Share of the machine's peak: a training step counts as three forward passes.
+  double peak_share() const { return peak_ > 0 ? tokens_per_second() * 3 * size_.forward_flops / peak_ : 0; }
+
+  double done_share() const {
+    const TrainConfig& t = config_.train;
+    double share = static_cast<double>(trainer_.steps_done()) / static_cast<double>(t.steps);
+    if (t.tokens > 0) share = std::max(share, static_cast<double>(trainer_.tokens_done()) / static_cast<double>(t.tokens));
+    if (t.minutes > 0) share = std::max(share, seconds() / (60 * t.minutes));
+    return std::min(share, 1.0);
+  }
+
+  std::string progress_line() const {
+    const double share = done_share();
+    // Of this process's part only, since a resumed run did not take its earlier time here.
+    const double eta = share > 0 ? seconds() / share * (1 - share) : 0;
+    std::string line = format("step %lld/%lld %3.0f%% ETA %s", static_cast<long long>(trainer_.steps_done()),
+                              static_cast<long long>(config_.train.steps), 100 * share, duration_text(eta).c_str());
+    line += format(" | loss %.3f bpc %.3f", smoothed_loss_, bits(smoothed_loss_, characters_per_token_));
+    line += format(" | lr %.1e gnorm %.2f bal %.4f", learning_rate_, last_.gradient_norm, last_.balance);
+    line += format(" | imb %.2f dead %lld H %.2f", load_imbalance(last_.counts), static_cast<long long>(dead_experts(last_.counts)),
+                   last_.entropy);
+    line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
+                   human_bytes(memory_now_bytes()).c_str());
+    return line;
+  }
+
+  void log() {
+    const auto n = static_cast<double>(std::max<int64_t>(window_.steps, 1));
+    const double rate = tokens_per_second();
+    const Json line = {{"kind", "train"},
+                       {"step", trainer_.steps_done()},
+                       {"tokens", trainer_.tokens_done()},
+                       {"seconds", seconds()},
+                       {"loss", window_.loss / n},
+                       {"bpc", bits(window_.loss / n, characters_per_token_)},
+                       {"lr", learning_rate_},
+                       {"grad_norm", window_.gradient_norm / n},
+                       {"balance_loss", window_.balance / n},
+                       {"load_imbalance", load_imbalance(window_.counts)},
+                       {"dead_experts", dead_experts(window_.counts)},
+                       {"gate_entropy", window_.entropy / n},
+                       {"tokens_per_s", rate},
+                       {"peak_share", peak_share()},
+                       {"memory_bytes", memory_now_bytes()}};
+    metrics_->write(line);
+    for (const char* key : {"loss", "bpc", "lr", "grad_norm", "balance_loss", "load_imbalance", "dead_experts",
+                            "gate_entropy", "tokens_per_s", "peak_share", "memory_bytes"}) {
+      events_->add_scalar(str("train/", key), trainer_.steps_done(), line.at(key).get<double>());
+    }
+    rates_.push_back(rate);
+    window_ = {};
+    step_seconds_ = 0;
+    timed_steps_ = 0;
+  }
+
+  // True when this is the best so far.
+  bool evaluate() {
+    const EvalResult result = rmoe::evaluate(trainer_.model(), data_.valid,
+                                                   {.block = config_.train.block,
+                                                    .max_tokens = config_.train.eval.tokens,
+                                                    .dtype = trainer_.dtype()});
+    const double loss = result.nats / static_cast<double>(result.tokens);
+    valid_bits_ = bits_per_character(result, data_.valid.header());
+    metrics_->write({{"kind", "eval"},
+                     {"step", trainer_.steps_done()},
+                     {"tokens", trainer_.tokens_done()},
+                     {"seconds", seconds()},
+                     {"split", "valid"},
+                     {"loss", loss},
+                     {"bpc", valid_bits_},
+                     {"perplexity", std::exp(loss)}});
+    events_->add_scalar("valid/loss", trainer_.steps_done(), loss);
+    events_->add_scalar("valid/bpc", trainer_.steps_done(), valid_bits_);
+    log_info(format("step %lld: valid loss %.4f nats per token, %.4f bits per character",
+                    static_cast<long long>(trainer_.steps_done()), loss, valid_bits_));
+    evaluated_step_ = trainer_.steps_done();
+    if (!(loss < best_loss_)) return false;
+    best_loss_ = loss;
+    best_step_ = trainer_.steps_done();
+    best_bits_ = valid_bits_;
+    return true;
+  }
+
+  void sample(const char* file) {
+    const SampleConfig& s = config_.train.sample;
+    if (s.length == 0) return;
+    std::string prompt = s.prompt;
+    if (prompt.empty()) {
+      std::vector<int64_t> ids(static_cast<size_t>(std::min<int64_t>(32, data_.valid.size())));
+      data_.valid.read(0, static_cast<int64_t>(ids.size()), ids.data());
+      prompt = data_.tokenizer->decode(ids);
+    }
+    const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer, prompt,
+                                                          {.max_new = s.length,
+                                                           .temperature = s.temperature,
+                                                           .seed = static_cast<uint64_t>(config_.train.seed),
+                                                           .dtype = trainer_.dtype()})
+                                          .text;
+    fs::create_directories(out_ / "samples");
+    write_file_atomic(out_ / "samples" / file, text + "\n");
+    events_->add_text("sample", trainer_.steps_done(), text);
+  }
+
+  void save() {
+    io::CheckpointWriter writer(out_, trainer_.steps_done());
+    trainer_.save([&](const char* name) { return writer.file(name); });
+    const Json state = {{"step", trainer_.steps_done()},
+                        {"tokens", trainer_.tokens_done()},
+                        {"seconds", seconds()},
+                        {"best", {{"step", best_step_}, {"loss", best_loss_}, {"bits", best_bits_}}},
+                        {"rates", rates_},
+                        {"sums",
+                         {{"steps", window_.steps},
+                          {"loss", window_.loss},
+                          {"balance", window_.balance},
+                          {"gradient_norm", window_.gradient_norm},
+                          {"entropy", window_.entropy},
+                          {"counts", window_.counts}}}};
+    write_file_atomic(writer.file("state.json"), json_text(state, 2) + "\n");
+    writer.commit();
+    saved_step_ = trainer_.steps_done();
+    last_save_ = Clock::now();
+    io::prune(out_, config_.train.checkpoint.keep_last,
+              best_step_ > 0 ? std::optional<int64_t>(best_step_) : std::nullopt);
+    write_summary(false, "running");
+  }
+
+  void write_summary(bool finished, const std::string& stop) const {
+    std::vector<double> rates = rates_;
+    std::sort(rates.begin(), rates.end());
+    const MoeConfig& moe = config_.model.moe;
+    const Json summary = {
+        {"name", config_.name},
+        {"group", run_group(config_)},
+        {"seed", config_.train.seed},
+        {"family", enum_name(config_.model.family)},
+        {"stage", moe.stage.kind()},
+        {"router", moe.router.kind()},
+        {"dtype", enum_name(config_.train.dtype)},
+        {"params", size_.params},
+        {"active_params", size_.active_params},
+        {"router_params", size_.router_params},
+        {"flops_per_token", 3 * size_.forward_flops},
+        {"steps", trainer_.steps_done()},
+        {"tokens", trainer_.tokens_done()},
+        {"batch_tokens", config_.train.batch * config_.train.block},
+        {"seconds", seconds()},
+        {"tokens_per_s", rates.empty() ? tokens_per_second() : rates[rates.size() / 2]},
+        {"peak_memory_bytes", memory_peak_bytes()},
+        {"best", {{"step", best_step_}, {"valid_bpc", best_step_ > 0 ? Json(best_bits_) : Json()}}},
+        {"finished", finished},
+        {"stop", stop},
+        {"data",
+         {{"path", config_.data.path},
+          {"tokenizer_hash", format("%016llx", static_cast<unsigned long long>(data_.tokenizer->hash()))},
+          {"train_tokens", data_.train.size()}}},
+        {"machine", {{"cpu", cpu_model()}, {"threads", at::get_num_threads()}, {"peak_flops", peak_}}}};
+    write_file_atomic(out_ / "summary.json", json_text(summary, 2) + "\n");
+  }
+
+  void finish_line() const {
+    log_info(format("done: %lld steps, %lld tokens in %s", static_cast<long long>(trainer_.steps_done()),
+                    static_cast<long long>(trainer_.tokens_done()), duration_text(seconds()).c_str()));
+  }
+
+  RunConfig config_;
+  fs::path out_;
+  RunData data_;
+  ModelSize size_;
+  Trainer trainer_;
+  double characters_per_token_;
+  std::optional<io::MetricsWriter> metrics_;
+  std::optional<io::EventWriter> events_;
+  double peak_ = 0;
+
+  Clock::time_point started_ = Clock::now(), last_save_ = started_;
+  double seconds_before_ = 0;  // of earlier processes of this run
+  double step_seconds_ = 0;    // training time since the last log line
+  int64_t timed_steps_ = 0;
+  std::vector<double> rates_;  // tokens per second of each log line
+  StepSums window_, last_;
+  double smoothed_loss_ = 0, learning_rate_ = 0;
+  double best_loss_ = std::numeric_limits<double>::infinity(), best_bits_ = 0, valid_bits_ = 0;
+  int64_t best_step_ = 0, evaluated_step_ = -1, saved_step_ = -1;
+};
+
+}  // namespace
+
+TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
+  RMOE_CHECK(!config.data.path.empty(), "train: data.path is not set; it is the folder made by `rmoe data prepare`");
+  configure_runtime(config.train.threads);
+  RunData data(config.data.path);
+  resolve_vocabulary(config, data);
+  config.model.validate();
+
+  const io::RunLock lock(out);
+  io::remove_leftovers(out);
+  const std::optional<io::Checkpoint> checkpoint = find_resume_point(out, resume, config);
+  write_file_atomic(out / "config.toml", to_toml(config));
+  data.tokenizer->save(out);
+  Run run(config, out, std::move(data));
+  if (checkpoint) run.resume(*checkpoint);
+  return run.train();
+}
+
+}  // namespace rmoe

@@ -1,0 +1,61 @@
+// One training run: batches in, updates out. The Trainer holds what a checkpoint holds and knows nothing of files that
+// people look at; run.cpp drives it and reports.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "rmoe/data/batcher.h"
+#include "rmoe/models/model.h"
+#include "rmoe/train/optimizer.h"
+
+namespace rmoe {
+
+// Sums over the steps since the last log line; part of a checkpoint, so that a resumed run logs the same numbers.
+struct StepSums {
+  int64_t steps = 0;
+  double loss = 0;           // nats per token
+  double balance = 0;        // weighted balance losses
+  double gradient_norm = 0;
+  double entropy = 0;        // of the gate's softmax over N, nats, mean over tokens and layers
+  std::vector<std::vector<int64_t>> counts;  // [MoE layer][N] routed rows
+
+  void add(const StepSums& step);
+};
+
+class Trainer {
+ public:
+  // `config` is resolved (vocabulary set) and valid. Start values depend on the seed alone.
+  Trainer(const RunConfig& config, data::TokenFile train_tokens);
+
+  // One optimizer step. Throws Error(kDiverged) naming the step when the loss or a gradient is not finite, before any
+  // weight is changed. `StepSums::steps` of the result is 1.
+  StepSums step();
+
+  int64_t steps_done() const { return steps_; }
+  int64_t tokens_done() const { return steps_ * config_.train.batch * config_.train.block; }
+  double learning_rate() const;  // of the next step
+  const Model& model() const { return *model_; }
+  const ParamTable& params() const { return params_; }
+  at::ScalarType dtype() const;
+
+  // Writes model.safetensors, optimizer.safetensors and, where the model has a block cache, memory.safetensors through
+  // `path_of(name)`; load() restores them and the step so that training goes on bit for bit.
+  using PathOf = std::function<std::filesystem::path(const char* name)>;
+  void save(const PathOf& path_of) const;
+  void load(const std::filesystem::path& checkpoint_dir, int64_t step);
+
+ private:
+  data::Batch batch(int64_t micro) const;
+
+  RunConfig config_;
+  ParamTable params_;
+  std::unique_ptr<Model> model_;
+  BalanceLosses balance_;
+  Optimizer optimizer_;
+  std::variant<data::StreamBatcher, data::WindowBatcher> batcher_;
+  std::vector<Memory> memories_;  // one per micro-batch; used by the span family
+  int64_t steps_ = 0;
+};
+
+}  // namespace rmoe
