@@ -30,6 +30,7 @@ inline RunConfig tiny_config(Family family, bool recurrent) {
   if (recurrent) bind(config, parse_flags({"--model.moe.stage={kind = \"gru\", width = 8}"}));
   config.train.block = 8;
   config.train.batch = 4;
+  config.train.threads = 1;  // tests run side by side
   return config;
 }
 

@@ -1,8 +1,9 @@
 // rmoe data: prepare makes token files out of text, info says what is in them.
-#include <CLI/App.hpp>
 #include <iostream>
 #include <memory>
 #include <sstream>
+
+#include <CLI/App.hpp>
 
 #include "rmoe/base/error.h"
 #include "rmoe/cli/command.h"
@@ -70,21 +71,25 @@ void setup_prepare(CLI::App& app, Globals& globals) {
   app.add_option("--vocab-size", o->vocab_size, "ids at most (char, word), pieces (sentencepiece: 8000)");
   app.add_option("--min-count", o->min_count, "rarer symbols become <unk> (char, word)");
   app.add_option("--model", o->model, "a SentencePiece model to use, or a data folder whose tokenizer to use");
-  app.add_option("--sample-bytes", o->sample_bytes, "text that a SentencePiece model is made from")->capture_default_str();
+  app.add_option("--sample-bytes", o->sample_bytes, "text that a SentencePiece model is made from")
+      ->capture_default_str();
   app.add_option("--text-key", o->text_key, "key of the text in JSON lines")->capture_default_str();
   app.add_option("--extension", o->extensions, "file ending that counts as text in folders and archives, e.g. html");
   app.add_option("--document-end", o->document_end, "a text line that ends a document, e.g. '<|endoftext|>'");
   app.add_option("--valid", o->valid, "share of the text for validation, or a file")->capture_default_str();
   app.add_option("--test", o->test, "share of the text for the test, or a file")->capture_default_str();
-  app.add_option("--split", o->split,
-                 str("ranges of the text, documents by their hash, or auto: documents from ", data::kManyDocuments, " on"))
+  app.add_option(
+         "--split", o->split,
+         str("ranges of the text, documents by their hash, or auto: documents from ", data::kManyDocuments, " on"))
       ->capture_default_str();
   app.add_option("--seed", o->seed, "of the choice of documents")->capture_default_str();
-  app.add_option("--invalid-utf8", o->invalid_utf8, "refuse (default) or replace by U+FFFD; byte symbols take any bytes");
+  app.add_option("--invalid-utf8", o->invalid_utf8,
+                 "refuse (default) or replace by U+FFFD; byte symbols take any bytes");
   app.add_option("--sha256", o->sha256, "what the input's SHA-256 must be");
   app.add_flag("--overwrite", o->overwrite, "replace a data folder that is there");
-  app.footer("Example:\n  rmoe data prepare --preset kjv --out data/kjv\n"
-             "  rmoe data prepare texts/ more.jsonl.zst --tokenizer sentencepiece --vocab-size 8000 --out data/mine");
+  app.footer(
+      "Example:\n  rmoe data prepare --preset kjv --out data/kjv\n"
+      "  rmoe data prepare texts/ more.jsonl.zst --tokenizer sentencepiece --vocab-size 8000 --out data/mine");
   app.callback([o, out, &globals] {
     o->out = *out;
     o->command = command_of(*o);

@@ -19,7 +19,7 @@ void print(const EvalReport& r) {
     out << "  " << std::left << std::setw(20) << name << std::fixed << std::setprecision(digits) << value << note
         << "\n";
   };
-  out << r.run << ", step " << r.checkpoint_step << ", " << r.split << ": " << r.tokens << " tokens in " << std::fixed
+  out << r.run << ", step " << r.checkpoint_step << ", " << r.data << ": " << r.tokens << " tokens in " << std::fixed
       << std::setprecision(1) << r.seconds << " s (" << std::setprecision(0)
       << static_cast<double>(r.tokens) / r.seconds << " tokens/s)\n";
   if (r.bits_per_character) row("bits per character", *r.bits_per_character, 4);

@@ -2,25 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <functional>
 #include <limits>
 #include <map>
 #include <set>
 
 #include "rmoe/base/error.h"
+#include "rmoe/compare/number.h"
 
 namespace rmoe::compare {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kMillion = 1e6;
-
-std::string fixed(double v, int decimals, bool sign = false) {
-  char text[64];
-  std::snprintf(text, sizeof text, sign ? "%+.*f" : "%.*f", decimals, v);
-  return text;
-}
 
 // Runs of a group usually carry the group's name; where they carry one of their own ("smoe-1", "smoe-2"), what those
 // names share is the group's.
@@ -127,7 +121,7 @@ std::string choose_split(const std::vector<Group>& groups, std::string split) {
   RMOE_CHECK(split == "test" || split == "valid", "compare: metric is '", split, "', expected test or valid");
   if (const Run* missing = split == "test" ? without_test : without_valid) {
     throw Error(Exit::kBadInput, str("compare: ", missing->path, " has no eval/", split, ".json"),
-                str("`rmoe eval ", missing->path, "` writes it"));
+                str("`rmoe eval ", missing->path, " --split ", split, "` writes it"));
   }
   return split;
 }

@@ -250,6 +250,16 @@ std::vector<PlotPoint> thin_out(const std::vector<PlotPoint>& points, int64_t mo
 }
 
 std::vector<PlotPoint> mean_line(const std::vector<std::vector<PlotPoint>>& lines) {
+  bool alike = !lines.empty() && std::all_of(lines.begin(), lines.end(),
+                                             [&](const auto& line) { return line.size() == lines[0].size(); });
+  if (alike) {
+    std::vector<PlotPoint> out(lines[0].size());
+    auto n = static_cast<double>(lines.size());
+    for (const auto& line : lines) {
+      for (size_t i = 0; i < out.size(); ++i) out[i] = {out[i].x + line[i].x / n, out[i].y + line[i].y / n};
+    }
+    return out;
+  }
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
   std::vector<double> grid;

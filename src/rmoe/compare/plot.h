@@ -58,10 +58,14 @@ std::string interval_plot(const std::string& title, const std::string& x_label, 
 std::string heat_strips(const std::string& title, const std::string& x_label, const std::string& y_label,
                         const std::vector<std::vector<double>>& values, double largest);
 
-// Exposed for tests: moving mean with exponential weights (bias-corrected; `half_life` in points), and the mean of
-// several lines over the range of x they share, by linear interpolation. Lines are sorted by x.
+// Moving mean with exponential weights (bias-corrected; `half_life` in points); points that are not finite are left
+// out.
 std::vector<PlotPoint> smooth(const std::vector<PlotPoint>& points, double half_life);
+// About evenly spaced points, both ends among them.
 std::vector<PlotPoint> thin_out(const std::vector<PlotPoint>& points, int64_t most);
+// The mean of several lines. Lines with equally many points are averaged point by point, in x too: the third evaluation
+// of every seed becomes the third of the mean, however long each took. Others are interpolated over the x they share.
+// Lines are sorted by x.
 std::vector<PlotPoint> mean_line(const std::vector<std::vector<PlotPoint>>& lines);
 
 }  // namespace rmoe::compare

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <set>
 #include <string>
@@ -13,6 +12,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/compare/figures.h"
 #include "rmoe/compare/html.h"
+#include "rmoe/compare/number.h"
 #include "rmoe/compare/style.h"
 #include "rmoe/compare/table.h"
 
@@ -22,12 +22,6 @@ namespace {
 constexpr size_t kSampleCharacters = 1500;
 constexpr size_t kGroupsAsColumns = 4;     // more of them are rows
 constexpr size_t kDifferencesInWords = 3;  // more of them are a list
-
-std::string fixed(double v, int decimals) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", decimals, v);
-  return text;
-}
 
 // Minus signs for hyphens that stand for them: before a digit, and between spaces.
 std::string typeset(const std::string& text) {
@@ -307,7 +301,7 @@ class Page {
     put("<h2>Use of the experts</h2>\n<p>Each strip is a layer, each cell an expert, from the most to the least used "
         "on the ",
         split_name(),
-        " text. An even strip is a balanced layer; a dark start with a pale end means that few experts do the ",
+        " text. An even strip is a balanced layer; a strong start with a faint end means that few experts do the ",
         "work of many.", several_seeds_ ? " Strips are means over seeds." : "", "</p>\n");
     put("<div class=\"scale\" aria-hidden=\"true\"><span>never used</span><i>");
     for (int level = 0; level < kHeatLevels; ++level) put("<b style=\"background:var(--h", level, ")\"></b>");
@@ -357,6 +351,13 @@ class Page {
     put("</div>\n");
   }
 
+  // The option that chooses the weights that were evaluated; none for the last ones.
+  static std::string checkpoint(const Run& run, const Evaluation& evaluation) {
+    if (evaluation.checkpoint_step == run.steps) return "";
+    if (evaluation.checkpoint_step == run.best_step) return " --checkpoint best";
+    return str(" --checkpoint ", evaluation.checkpoint_step);
+  }
+
   void repeat() {
     put("<h2>How to repeat it</h2>\n<dl>\n");
     std::set<std::string> machines, data;
@@ -381,7 +382,11 @@ class Page {
       for (const Run& run : group.runs) {
         std::string again = shell_word(run.path + "-again");
         put(escape_html(str("rmoe train ", shell_word(run.path + "/config.toml"), " --out ", again, "\n")));
-        put(escape_html(str("rmoe eval ", again, "\n")));
+        for (const auto& evaluation : {run.valid, run.test}) {
+          if (evaluation)
+            put(escape_html(
+                str("rmoe eval ", again, " --split ", evaluation->split, checkpoint(run, *evaluation), "\n")));
+        }
       }
     }
     put(escape_html(command_), "</pre></details>\n");

@@ -141,7 +141,7 @@ Run read_run(const std::string& given) {
   }
   run.name = printable_utf8(json_string(json, "name", what));
   std::replace_if(run.name.begin(), run.name.end(), [](char c) { return c == '\n' || c == '\t'; }, ' ');
-  RMOE_CHECK(!run.name.empty(), what, ": 'name' is empty");
+  if (run.name.empty()) run.name = printable_utf8(fs::absolute(folder).filename().string());
   run.group = any_text(json_member(json, "group", what));
   run.seed = json_int(json, "seed", what);
   run.family = text_or_empty(json, "family", what);

@@ -33,8 +33,8 @@ struct Evaluation {
 
 // RUN/summary.json with its evaluations.
 struct Run {
-  std::string path;  // as the user wrote it, without a slash at the end
-  std::string name;
+  std::string path;   // as the user wrote it, without a slash at the end
+  std::string name;   // the folder's where the config has none
   std::string group;  // equal for runs that differ in seed and place only; opaque
   int64_t seed = 0;
   std::string family, stage, router, dtype, stop;

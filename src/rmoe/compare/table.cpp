@@ -7,17 +7,12 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/compare/html.h"
+#include "rmoe/compare/number.h"
 
 namespace rmoe::compare {
 namespace {
 
 constexpr const char* kSpreadNote = "±: standard deviation over seeds (- with a single seed).";
-
-std::string fixed(double v, int decimals, bool sign) {
-  char text[64];
-  std::snprintf(text, sizeof text, sign ? "%+.*f" : "%.*f", decimals, v);
-  return text;
-}
 
 // The shortest text that reads back as the same double.
 std::string exact(double v) {

@@ -44,9 +44,9 @@ class StreamBatcher {
 };
 
 // The llama family's protocol: the split is cut into windows of `length` inputs (and as many targets, shifted by one);
-// every window is visited once per epoch in an order keyed by (seed, epoch), from an offset below `length` keyed likewise.
-// The sequence of windows does not depend on the batch size; a batch may hold the end of one epoch and the start of the
-// next. Every batch is fresh.
+// every window is visited once per epoch in an order keyed by (seed, epoch), from an offset below `length` keyed
+// likewise. The sequence of windows does not depend on the batch size; a batch may hold the end of one epoch and the
+// start of the next. Every batch is fresh.
 class WindowBatcher {
  public:
   // Throws kBadInput when the file has fewer than length + 1 tokens, or a size is not positive.

@@ -1,5 +1,5 @@
-// The char tokenizer: one id per symbol that the training split has. Symbols are Unicode code points, or bytes, which is
-// the vocabulary that the literature uses for enwik8 (204 bytes and the end of line).
+// The char tokenizer: one id per symbol that the training split has. Symbols are Unicode code points, or bytes, which
+// is the vocabulary that the literature uses for enwik8 (204 bytes and the end of line).
 #include <algorithm>
 
 #include "rmoe/base/error.h"
@@ -92,8 +92,8 @@ class CharDecoder : public Decoder {
 class CharTokenizer : public Tokenizer {
  public:
   CharTokenizer(std::vector<char32_t> vocabulary, bool bytes, bool unknown, bool separated) {
-    RMOE_ASSERT(!vocabulary.empty() && std::is_sorted(vocabulary.begin(), vocabulary.end()), "char tokenizer: ",
-                vocabulary.size(), " symbols, not in order");
+    RMOE_ASSERT(!vocabulary.empty() && std::is_sorted(vocabulary.begin(), vocabulary.end()),
+                "char tokenizer: ", vocabulary.size(), " symbols, not in order");
     table_.bytes = bytes;
     table_.symbols = std::move(vocabulary);
     table_.ids.assign(table_.symbols.back() + 1, kNone);

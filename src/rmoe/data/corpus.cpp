@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
+
+#include <nlohmann/json.hpp>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
@@ -242,7 +243,8 @@ Corpus::Corpus(const std::vector<fs::path>& inputs, CorpusOptions options) : opt
       add(input);
       continue;
     }
-    RMOE_CHECK(fs::is_directory(status), input.string(), ": is a pipe or device, expected a file: it is read more than once");
+    RMOE_CHECK(fs::is_directory(status), input.string(),
+               ": is a pipe or device, expected a file: it is read more than once");
     std::vector<fs::path> found;
     fs::recursive_directory_iterator walk(input, error), end;
     for (; !error && walk != end; walk.increment(error)) {

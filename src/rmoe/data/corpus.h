@@ -41,8 +41,8 @@ class Corpus {
  public:
   // Finds the files: folders are walked in the order of their names, hidden files left out, and only .txt, .text, .md,
   // .jsonl, .ndjson, .tokens and `extensions` (packed or not) taken; a file named directly is text whatever its ending.
-  // Throws kIo for what is missing or unreadable, kBadInput for a folder without usable files and for pipes, which cannot
-  // be read twice.
+  // Throws kIo for what is missing or unreadable, kBadInput for a folder without usable files and for pipes, which
+  // cannot be read twice.
   Corpus(const std::vector<std::filesystem::path>& inputs, CorpusOptions options);
 
   struct Source {
@@ -52,8 +52,8 @@ class Corpus {
   const std::vector<Source>& sources() const { return sources_; }
   int64_t stored_bytes() const;
 
-  // Reads everything once. Throws kBadInput naming file and line or byte for text that cannot be used; a kBadInput of the
-  // sink gets the file's name before it.
+  // Reads everything once. Throws kBadInput naming file and line or byte for text that cannot be used; a kBadInput of
+  // the sink gets the file's name before it.
   void read(DocumentSink& sink, const ReadProgress& progress = {}) const;
 
  private:

@@ -92,16 +92,16 @@ std::string info_text(const Json& info) {
   constexpr const char* kCounts[] = {"tokens", "documents", "bytes", "characters", "words"};
   std::ostringstream out;
   if (!info.contains("splits")) {
-    out << info["file"].get<std::string>() << ": vocabulary " << info["vocab_size"] << ", "
-        << info["bytes_per_token"] << " bytes per token, tokenizer " << info["tokenizer_hash"].get<std::string>() << "\n";
+    out << info["file"].get<std::string>() << ": vocabulary " << info["vocab_size"] << ", " << info["bytes_per_token"]
+        << " bytes per token, tokenizer " << info["tokenizer_hash"].get<std::string>() << "\n";
     for (const char* count : kCounts) {
       out << std::left << std::setw(12) << count << grouped(info[count].get<int64_t>()) << "\n";
     }
     return out.str();
   }
   const Json& tokenizer = info["tokenizer"];
-  out << "tokenizer  " << tokenizer["description"].get<std::string>() << ", " << tokenizer["vocab_size"] << " ids, hash "
-      << tokenizer["hash"].get<std::string>() << "\n";
+  out << "tokenizer  " << tokenizer["description"].get<std::string>() << ", " << tokenizer["vocab_size"]
+      << " ids, hash " << tokenizer["hash"].get<std::string>() << "\n";
   std::vector<std::vector<std::string>> rows{{"split"}};
   for (const char* count : kCounts) rows[0].push_back(count);
   rows[0].push_back("tokens/word");

@@ -1,12 +1,12 @@
 // Transfers by libcurl.
 #include "rmoe/data/download.h"
 
-#include <curl/curl.h>
-
 #include <cerrno>
 #include <cstdio>
 #include <memory>
 #include <system_error>
+
+#include <curl/curl.h>
 
 #include "rmoe/base/error.h"
 

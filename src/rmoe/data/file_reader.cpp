@@ -1,15 +1,16 @@
-// Unpacking by zlib and libarchive. gzip goes through zlib even below libarchive, whose own gzip filter does not check the
-// check sum.
+// Unpacking by zlib and libarchive. gzip goes through zlib even below libarchive, whose own gzip filter does not check
+// the check sum.
 #include "rmoe/data/file_reader.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <vector>
+
+#include <archive.h>
+#include <archive_entry.h>
 
 #include "rmoe/base/error.h"
 
@@ -24,13 +25,14 @@ struct Packing {
   int filter;  // libarchive's code; ARCHIVE_FILTER_GZIP stands for zlib
 };
 constexpr std::array kPackings{
-    Packing{".gz", "gzip", ARCHIVE_FILTER_GZIP},     Packing{".tgz", "gzip", ARCHIVE_FILTER_GZIP},
-    Packing{".dz", "gzip", ARCHIVE_FILTER_GZIP},     Packing{".zst", "Zstandard", ARCHIVE_FILTER_ZSTD},
-    Packing{".xz", "xz", ARCHIVE_FILTER_XZ},         Packing{".bz2", "bzip2", ARCHIVE_FILTER_BZIP2},
+    Packing{".gz", "gzip", ARCHIVE_FILTER_GZIP}, Packing{".tgz", "gzip", ARCHIVE_FILTER_GZIP},
+    Packing{".dz", "gzip", ARCHIVE_FILTER_GZIP}, Packing{".zst", "Zstandard", ARCHIVE_FILTER_ZSTD},
+    Packing{".xz", "xz", ARCHIVE_FILTER_XZ},     Packing{".bz2", "bzip2", ARCHIVE_FILTER_BZIP2},
 };
 
 std::string lower(std::string text) {
-  std::ranges::transform(text, text.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  std::ranges::transform(text, text.begin(),
+                         [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
   return text;
 }
 
@@ -86,7 +88,8 @@ struct FileReader::State {
     // A cut-off file gives what it has first, and says so only at the end.
     if (count < 0 || (count == 0 && code != Z_OK && code != Z_STREAM_END)) {
       state.gz_error = code == Z_ERRNO ? errno_text(errno) : message;
-      if (state.gz_error.starts_with(state.path.string() + ": ")) state.gz_error.erase(0, state.path.string().size() + 2);
+      if (state.gz_error.starts_with(state.path.string() + ": "))
+        state.gz_error.erase(0, state.path.string().size() + 2);
       archive_set_error(a, EIO, "%s", state.gz_error.c_str());
       return ARCHIVE_FATAL;
     }

@@ -83,9 +83,9 @@ class Pass {
   std::string line(int64_t stored) const {
     const double share = std::min(1.0, static_cast<double>(stored) / static_cast<double>(all_));
     const auto bar = static_cast<size_t>(share * 20);
-    std::string text = str(what_, " [", std::string(bar, '#'), std::string(20 - bar, '-'), "] ",
-                           static_cast<int>(share * 100), " %  ", number(static_cast<double>(text_) / 1e6), " MB  ",
-                           number(speed()), " MB/s");
+    std::string text =
+        str(what_, " [", std::string(bar, '#'), std::string(20 - bar, '-'), "] ", static_cast<int>(share * 100), " %  ",
+            number(static_cast<double>(text_) / 1e6), " MB  ", number(speed()), " MB/s");
     if (share > 0) text += str("  ", std::llround(seconds() * (1 - share) / share), " s left");
     return text;
   }
@@ -158,8 +158,8 @@ class EncodeSink : public SplitSink {
     for (size_t s = 0; s < kSplits; ++s) {
       if (!wanted[s]) continue;
       Lane& lane = lanes_[s];
-      lane.writer = std::make_unique<TokenWriter>(folder / str(kSplitNames[s], ".tok"), tokenizer.vocab_size(),
-                                                  tokenizer.hash());
+      lane.writer =
+          std::make_unique<TokenWriter>(folder / str(kSplitNames[s], ".tok"), tokenizer.vocab_size(), tokenizer.hash());
       lane.encoder = tokenizer.encoder();
     }
   }
@@ -248,7 +248,8 @@ class Preparation {
     check_fit(*tokenizer);
     tokenizer->save(temp_->path());
     const bool separated = separated_ && tokenizer->separator();
-    if (separated_ && !separated) log_warn("the tokenizer has no separator: documents follow each other without a mark");
+    if (separated_ && !separated)
+      log_warn("the tokenizer has no separator: documents follow each other without a mark");
     EncodeSink sink(*tokenizer, temp_->path(), wanted_, separated);
     read_all("encode", parts_, sink);
     const auto headers = sink.finish(tokenizer->characters_are_bytes() || (preset_ && preset_->bytes_as_characters));
@@ -336,9 +337,9 @@ class Preparation {
             .extensions = options_.extensions,
             .member = "",
             .document_end = options_.document_end,
-            .invalid = bytes_kept_                            ? InvalidUtf8::kKeep
-                       : options_.invalid_utf8 == "replace"   ? InvalidUtf8::kReplace
-                                                              : InvalidUtf8::kRefuse};
+            .invalid = bytes_kept_                          ? InvalidUtf8::kKeep
+                       : options_.invalid_utf8 == "replace" ? InvalidUtf8::kReplace
+                                                            : InvalidUtf8::kRefuse};
   }
 
   void gather() {
@@ -369,8 +370,7 @@ class Preparation {
       CorpusOptions options = corpus_options();
       options.member = file.member;
       const fs::path source = fs::is_directory(path, error) ? path / file.member : path;
-      parts_.push_back(
-          {Corpus({source}, options), {.by = SplitRule::By::kWhole, .whole = file.split}, &file});
+      parts_.push_back({Corpus({source}, options), {.by = SplitRule::By::kWhole, .whole = file.split}, &file});
     }
   }
 
@@ -445,8 +445,7 @@ class Preparation {
     const double share = main.published ? 1 : 1 - valid_.value_or(0) - test_.value_or(0);
     LineSample sample(std::llround(static_cast<double>(main.text_bytes) * share), o.sample_bytes, o.seed);
     read_all("sample lines", parts_, sample);
-    const SentencePieceOptions training{.bpe = o.algorithm == "bpe",
-                                        .vocab_size = o.vocab_size ? o.vocab_size : 8000};
+    const SentencePieceOptions training{.bpe = o.algorithm == "bpe", .vocab_size = o.vocab_size ? o.vocab_size : 8000};
     log_info("training a SentencePiece model (", o.algorithm, ", ", training.vocab_size, " pieces) on ",
              human_bytes(sample.bytes()), " of text");
     return sample.make(training, separated_);
@@ -471,8 +470,8 @@ class Preparation {
                              options_.model.empty() && options_.vocab_size == 0 && options_.min_count == 1;
     if (!by_protocol) return;
     for (const Published& file : preset_->published) {
-      RMOE_ASSERT(headers[file.split]->count == file.tokens, preset_->name, ": ", headers[file.split]->count, " tokens in ",
-                  file.member, ", published ", file.tokens);
+      RMOE_ASSERT(headers[file.split]->count == file.tokens, preset_->name, ": ", headers[file.split]->count,
+                  " tokens in ", file.member, ", published ", file.tokens);
     }
     RMOE_ASSERT(tokenizer.vocab_size() == preset_->word_vocabulary, preset_->name, ": a vocabulary of ",
                 tokenizer.vocab_size(), ", published ", preset_->word_vocabulary);
@@ -510,9 +509,9 @@ class Preparation {
     for (size_t s = 0; s < kSplits; ++s) {
       if (!headers[s]) continue;
       const TokenHeader& h = *headers[s];
-      splits[kSplitNames[s]] = {{"file", str(kSplitNames[s], ".tok")}, {"tokens", h.count},
-                                {"documents", h.documents},           {"bytes", h.bytes},
-                                {"characters", h.characters},         {"words", h.words}};
+      splits[kSplitNames[s]] = {
+          {"file", str(kSplitNames[s], ".tok")}, {"tokens", h.count}, {"documents", h.documents}, {"bytes", h.bytes},
+          {"characters", h.characters},          {"words", h.words}};
     }
     return result;
   }
@@ -525,7 +524,7 @@ class Preparation {
   std::optional<TempFolder> temp_;
   std::vector<fs::path> fetched_;                          // files of ours, not of the result
   std::vector<std::pair<fs::path, std::string>> origins_;  // and where they came from
-  std::vector<Part> parts_;  // the first holds the training text
+  std::vector<Part> parts_;                                // the first holds the training text
   bool separated_ = false;
   std::array<bool, kSplits> wanted_{};
   std::string by_;

@@ -1,7 +1,7 @@
 // Text to token files: the whole of `rmoe data prepare`.
 //
-// The text is streamed three times: to check and count it, to make the vocabulary of the training split, and to encode it.
-// Nothing is kept of it but the vocabulary, so it may be larger than memory.
+// The text is streamed three times: to check and count it, to make the vocabulary of the training split, and to encode
+// it. Nothing is kept of it but the vocabulary, so it may be larger than memory.
 //
 // data.json, one JSON object:
 //   "format"     "rmoe-data";  "version" 1
@@ -27,13 +27,13 @@ struct PrepareOptions {
   std::vector<std::string> inputs;  // files, folders, addresses
   std::filesystem::path out;
   std::string preset;
-  std::string tokenizer;                // byte, char, word, sentencepiece
-  std::string unit;                     // of char: character, byte
-  std::string algorithm = "unigram";    // of sentencepiece: unigram, bpe
-  std::string model;                    // a SentencePiece model, or tokenizer.json (or its folder) of prepared data
-  int64_t vocab_size = 0;               // 0: no limit; 8000 for sentencepiece
+  std::string tokenizer;              // byte, char, word, sentencepiece
+  std::string unit;                   // of char: character, byte
+  std::string algorithm = "unigram";  // of sentencepiece: unigram, bpe
+  std::string model;                  // a SentencePiece model, or tokenizer.json (or its folder) of prepared data
+  int64_t vocab_size = 0;             // 0: no limit; 8000 for sentencepiece
   int64_t min_count = 1;
-  int64_t sample_bytes = int64_t{32} << 20;  // of training text that a SentencePiece model is made from
+  int64_t sample_bytes = int64_t{8} << 20;  // of training text that a SentencePiece model is made from
   std::string text_key = "text";
   std::vector<std::string> extensions;
   std::string document_end;

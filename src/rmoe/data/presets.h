@@ -29,16 +29,17 @@ struct Preset {
   bool replace_invalid = false;      // the text is known to hold bytes that are not UTF-8
   // Files of the published text: one for all splits, or one per split. Empty for texts of the distribution's packages.
   std::vector<Published> published;
-  const char* url = nullptr;               // where it is fetched from when no file or address is given
-  int64_t valid_at = 0, test_at = 0;       // where one text is cut, in bytes
-  int64_t word_vocabulary = 0;             // ids of the word protocol without limits
+  const char* url = nullptr;          // where it is fetched from when no file or address is given
+  int64_t valid_at = 0, test_at = 0;  // where one text is cut, in bytes
+  int64_t word_vocabulary = 0;        // ids of the word protocol without limits
 };
 
 const std::vector<Preset>& presets();
 // Throws kBadInput with the nearest name for an unknown one.
 const Preset& find_preset(const std::string& name);
 
-// The King James text as the package bible-kjv prints it, written to `path`: one verse per line, "Ge1:1 In the beginning
+// The King James text as the package bible-kjv prints it, written to `path`: one verse per line, "Ge1:1 In the
+// beginning
 // ...". Throws kIo when the command is missing or its output is not the whole Bible.
 void write_kjv(const std::filesystem::path& path);
 

@@ -1,14 +1,14 @@
 // The SentencePiece tokenizer (Kudo and Richardson 2018): a unigram or BPE model, trained here or given, made lossless.
 // Text is encoded line by line, so that files of any size stream. What the model would change is encoded as byte pieces
 // by us: U+2581, which stands for a space inside the model, the zero byte, and bytes that are not UTF-8.
-// (libtorch exports protobuf types of its own, but none of the symbols that libsentencepiece uses: both were bound side by
-// side in either link order; sentencepiece_test.cpp runs in a program with libtorch loaded.)
-#include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
-
+// (libtorch exports protobuf types of its own, but none of the symbols that libsentencepiece uses: both were bound side
+// by side in either link order; sentencepiece_test.cpp runs in a program with libtorch loaded.)
 #include <algorithm>
 #include <array>
 #include <unordered_map>
+
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
@@ -33,8 +33,8 @@ struct Model {
   std::string file;  // bytes of tokenizer.model
   std::string name;
   sentencepiece::SentencePieceProcessor processor;
-  std::vector<std::string> bytes;         // of every id, as decoded
-  std::array<int64_t, 256> byte_ids;      // byte pieces; -1 where the model has none
+  std::vector<std::string> bytes;     // of every id, as decoded
+  std::array<int64_t, 256> byte_ids;  // byte pieces; -1 where the model has none
   std::optional<int64_t> unknown, separator;
   int64_t size = 0;
 
@@ -66,8 +66,8 @@ class PieceEncoder : public Encoder {
   }
 
  private:
-  // Bytes of the first part of `text` that is encoded by itself; 0 when its end is not in sight. Depends on what the text
-  // says, not on how much of it is here.
+  // Bytes of the first part of `text` that is encoded by itself; 0 when its end is not in sight. Depends on what the
+  // text says, not on how much of it is here.
   static size_t next_part(std::string_view text) {
     const size_t line_feed = text.substr(0, kLongestPart).find('\n');
     if (line_feed != text.npos) return line_feed + 1;
@@ -149,7 +149,9 @@ class SentencePieceTokenizer : public Tokenizer {
   }
 
  private:
-  bool lossless() const { return std::ranges::none_of(model_.byte_ids, [](int64_t id) { return id < 0; }); }
+  bool lossless() const {
+    return std::ranges::none_of(model_.byte_ids, [](int64_t id) { return id < 0; });
+  }
 
   void read_pieces() {
     const auto& processor = model_.processor;
@@ -166,7 +168,8 @@ class SentencePieceTokenizer : public Tokenizer {
       } else if (processor.IsUnknown(id)) {
         text = "\xEF\xBF\xBD";  // U+FFFD
       } else {
-        for (size_t at = 0; (at = text.find(kSpaceMark, at)) != text.npos; ++at) text.replace(at, kSpaceMark.size(), " ");
+        for (size_t at = 0; (at = text.find(kSpaceMark, at)) != text.npos; ++at)
+          text.replace(at, kSpaceMark.size(), " ");
       }
       model_.bytes.push_back(std::move(text));
     }

@@ -127,13 +127,18 @@ class DocumentRouter : public DocumentSink {
 
 }  // namespace
 
-void read_split(const Corpus& corpus, const SplitRule& rule, SplitSink& sink,
-                const ReadProgress& progress) {
+void read_split(const Corpus& corpus, const SplitRule& rule, SplitSink& sink, const ReadProgress& progress) {
   std::unique_ptr<DocumentSink> router;
   switch (rule.by) {
-    case SplitRule::By::kWhole: router = std::make_unique<WholeRouter>(rule, sink); break;
-    case SplitRule::By::kRanges: router = std::make_unique<RangeRouter>(rule, sink); break;
-    case SplitRule::By::kDocuments: router = std::make_unique<DocumentRouter>(rule, sink); break;
+    case SplitRule::By::kWhole:
+      router = std::make_unique<WholeRouter>(rule, sink);
+      break;
+    case SplitRule::By::kRanges:
+      router = std::make_unique<RangeRouter>(rule, sink);
+      break;
+    case SplitRule::By::kDocuments:
+      router = std::make_unique<DocumentRouter>(rule, sink);
+      break;
   }
   corpus.read(*router, progress);
 }

@@ -33,9 +33,9 @@ struct SplitRule {
   };
   By by = By::kRanges;
   Split whole = kTrain;
-  // kRanges: bytes of text where valid and test begin; the same place twice leaves valid out. The cut is made just there
-  // (kByte), before the next character (kCharacter), or after the next line feed or document end (kLine; a line of more
-  // than 64 KiB is cut before a character).
+  // kRanges: bytes of text where valid and test begin; the same place twice leaves valid out. The cut is made just
+  // there (kByte), before the next character (kCharacter), or after the next line feed or document end (kLine; a line
+  // of more than 64 KiB is cut before a character).
   enum class Cut { kByte, kCharacter, kLine };
   int64_t valid_at = 0, test_at = 0;
   Cut cut = Cut::kLine;
@@ -45,7 +45,6 @@ struct SplitRule {
 };
 
 // Reads the corpus and hands every piece of text to its split.
-void read_split(const Corpus& corpus, const SplitRule& rule, SplitSink& sink,
-                const ReadProgress& progress = {});
+void read_split(const Corpus& corpus, const SplitRule& rule, SplitSink& sink, const ReadProgress& progress = {});
 
 }  // namespace rmoe::data

@@ -28,6 +28,7 @@ constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 // What the handler needs, set before it is installed.
 int watched_fd = -1;
 char watched_path[4096];
+size_t removable_from = 0;  // folders made above it have paths of at least this length; 0: none
 std::atomic<bool> is_watching{false};
 std::array<struct sigaction, kSignals.size()> old_actions;
 
@@ -53,7 +54,12 @@ void clean_up_and_die(int signal_number) {
       at += length;
     }
   }
-  ::rmdir(watched_path);
+  // Then what was made above it, from the bottom up, while empty.
+  while (::rmdir(watched_path) == 0 && removable_from > 0) {
+    char* slash = std::strrchr(watched_path, '/');
+    if (!slash || static_cast<size_t>(slash - watched_path) < removable_from) break;
+    *slash = '\0';
+  }
   ::signal(signal_number, SIG_DFL);
   ::raise(signal_number);
 }
@@ -69,9 +75,9 @@ TempFolder::TempFolder(const fs::path& target, bool overwrite) : target_(fs::abs
     const bool is_data = is_folder && fs::exists(target_ / "data.json", error);
     if (!is_empty && !(overwrite && is_data)) {
       throw Error(Exit::kBadInput, str("the output folder ", target.string(), " exists"),
-                  is_data      ? "--overwrite replaces it; --out names another folder"
-                  : is_folder  ? "it is not a data folder, so it is left alone; --out names another"
-                               : "--out names the folder to make");
+                  is_data     ? "--overwrite replaces it; --out names another folder"
+                  : is_folder ? "it is not a data folder, so it is left alone; --out names another"
+                              : "--out names the folder to make");
     }
   }
   // Remember what is made above, so that a failure leaves nothing.
@@ -101,8 +107,9 @@ TempFolder::~TempFolder() {
 void TempFolder::watch_signals() {
   if (path_.string().size() >= sizeof watched_path || is_watching.exchange(true)) return;
   std::memcpy(watched_path, path_.c_str(), path_.string().size() + 1);
+  removable_from = made_above_.string().size();
   watched_fd = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = &clean_up_and_die;
   for (size_t i = 0; i < kSignals.size(); ++i) {
     ::sigaction(kSignals[i], nullptr, &old_actions[i]);

@@ -7,8 +7,9 @@ namespace rmoe::data {
 
 class TempFolder {
  public:
-  // Makes `target`.tmp-PID, and the folders above it that are missing. `target` may be an empty folder; with `overwrite`
-  // also one that holds data.json. Throws kBadInput when something else is there, kIo when the folder cannot be made.
+  // Makes `target`.tmp-PID, and the folders above it that are missing. `target` may be an empty folder; with
+  // `overwrite` also one that holds data.json. Throws kBadInput when something else is there, kIo when the folder
+  // cannot be made.
   TempFolder(const std::filesystem::path& target, bool overwrite);
   // Without commit(), removes what was made. So does SIGINT, SIGTERM or SIGHUP, before it ends the process as ever.
   ~TempFolder();

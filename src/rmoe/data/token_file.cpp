@@ -65,8 +65,8 @@ TokenHeader parse_header(std::span<const std::byte> bytes, const std::string& na
              ": not a token file: it does not begin with RMOETOK");
   const auto number = [&](size_t at, const char* what) {
     const auto value = load<uint64_t>(bytes, at);
-    RMOE_CHECK(value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max() / 8), name, ": damaged header: ", what,
-               " is ", value);
+    RMOE_CHECK(value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max() / 8), name,
+               ": damaged header: ", what, " is ", value);
     return static_cast<int64_t>(value);
   };
   TokenHeader h;
@@ -135,9 +135,15 @@ void TokenFile::read(int64_t begin, int64_t count, int64_t* out) const {
               begin + count, ") of ", header_.count);
   const std::byte* from = tokens_ + begin * header_.bytes_per_token;
   switch (header_.bytes_per_token) {
-    case 1: widen<uint8_t>(from, count, out); break;
-    case 2: widen<uint16_t>(from, count, out); break;
-    default: widen<uint32_t>(from, count, out); break;
+    case 1:
+      widen<uint8_t>(from, count, out);
+      break;
+    case 2:
+      widen<uint16_t>(from, count, out);
+      break;
+    default:
+      widen<uint32_t>(from, count, out);
+      break;
   }
   int64_t largest = -1;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, out[i]);
@@ -153,8 +159,8 @@ void TokenFile::verify() const {
     hash.feed({tokens_ + begin * header_.bytes_per_token, static_cast<size_t>(count * header_.bytes_per_token)});
     read(begin, count, ids.data());
   }
-  RMOE_CHECK(hash.value() == header_.payload_hash, path_.string(), ": damaged: the tokens hash to ", hex16(hash.value()),
-             ", expected ", hex16(header_.payload_hash));
+  RMOE_CHECK(hash.value() == header_.payload_hash, path_.string(), ": damaged: the tokens hash to ",
+             hex16(hash.value()), ", expected ", hex16(header_.payload_hash));
 }
 
 struct TokenWriter::HashState : RunningHash {};
@@ -184,9 +190,15 @@ void TokenWriter::append(std::span<const int64_t> ids) {
     RMOE_ASSERT(smallest >= 0 && largest < header_.vocab_size, path_.string(), ": ids from ", smallest, " to ", largest,
                 " for a vocabulary of ", header_.vocab_size);
     switch (header_.bytes_per_token) {
-      case 1: narrow<uint8_t>(part, buffer_); break;
-      case 2: narrow<uint16_t>(part, buffer_); break;
-      default: narrow<uint32_t>(part, buffer_); break;
+      case 1:
+        narrow<uint8_t>(part, buffer_);
+        break;
+      case 2:
+        narrow<uint16_t>(part, buffer_);
+        break;
+      default:
+        narrow<uint32_t>(part, buffer_);
+        break;
     }
     header_.count += static_cast<int64_t>(part.size());
     ids = ids.subspan(part.size());

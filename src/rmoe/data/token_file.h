@@ -10,9 +10,11 @@
 //       32    8 tokenizer hash: "hash" of the tokenizer.json that made the ids
 //       40    8 documents
 //       48    8 bytes of text (separators are not text)
-//       56    8 characters: the unit of "bits per character": Unicode code points (an invalid byte counts as one), or bytes
+//       56    8 characters: the unit of "bits per character": Unicode code points (an invalid byte counts as one), or
+//       bytes
 //               where one symbol is one byte by the data set's protocol (enwik8, the char tokenizer with byte units)
-//       64    8 words: words between white space plus one per line, the count of the WikiText-103 protocol, whatever the
+//       64    8 words: words between white space plus one per line, the count of the WikiText-103 protocol, whatever
+//       the
 //               tokenizer; perplexity per word divides by it
 //       72    8 XXH3-64 (seed 0) of the tokens as stored
 //       80   48 reserved, zero
@@ -52,8 +54,8 @@ struct TokenHeader {
 // A read-only view of a token file. Cheap to copy: copies share one mapping.
 class TokenFile {
  public:
-  // Maps the file and checks magic, version, sizes and reserved bytes. Throws Error naming the file: kBadInput when it is
-  // not a sound token file, kIo when it cannot be read.
+  // Maps the file and checks magic, version, sizes and reserved bytes. Throws Error naming the file: kBadInput when it
+  // is not a sound token file, kIo when it cannot be read.
   static TokenFile open(const std::filesystem::path& path);
 
   const TokenHeader& header() const { return header_; }

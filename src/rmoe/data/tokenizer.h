@@ -1,4 +1,5 @@
-// Tokenizers: text to token ids and back. One kind per file (byte, char, word, SentencePiece); all share this interface.
+// Tokenizers: text to token ids and back. One kind per file (byte, char, word, SentencePiece); all share this
+// interface.
 //
 // tokenizer.json, one JSON object:
 //   "format"      "rmoe-tokenizer"
@@ -7,33 +8,40 @@
 //   "vocab_size"  ids are 0 .. vocab_size - 1
 //   "separator"   id that ends every document, or null where documents are not separated
 //   "unknown"     id for what the vocabulary lacks, or null (then such text is refused)
-//   "hash"        16 hex digits: XXH3-64 (seed 0) of the object without this key, written compactly (no spaces) with its
+//   "hash"        16 hex digits: XXH3-64 (seed 0) of the object without this key, written compactly (no spaces) with
+//   its
 //                 keys in the order given here; token files carry it
 // and by kind:
 //   byte           nothing more: id = byte; the separator, if any, is 256
-//   char           "unit": "character" (Unicode code points) or "byte"; "vocabulary": array of numbers in ascending order,
+//   char           "unit": "character" (Unicode code points) or "byte"; "vocabulary": array of numbers in ascending
+//   order,
 //                  code points or bytes; the id is the index. "unknown", then "separator", follow where there are any
-//   word           "end_of_line": the id of "<eos>", which ends every line; "vocabulary": array of strings, most frequent
+//   word           "end_of_line": the id of "<eos>", which ends every line; "vocabulary": array of strings, most
+//   frequent
 //                  first (ties by bytes), with "<eos>" and "<unk>" among them; the id is the index. "separator" follows
-//   sentencepiece  "model": "tokenizer.model", the SentencePiece model in the same folder, its normalization set to identity;
-//                  "model_hash": 16 hex digits, XXH3-64 (seed 0) of that file. Every line, with its line feed, is encoded
-//                  by itself (a line over 65536 bytes in parts); the separator is the model's </s>, or follows its pieces
+//   sentencepiece  "model": "tokenizer.model", the SentencePiece model in the same folder, its normalization set to
+//   identity;
+//                  "model_hash": 16 hex digits, XXH3-64 (seed 0) of that file. Every line, with its line feed, is
+//                  encoded by itself (a line over 65536 bytes in parts); the separator is the model's </s>, or follows
+//                  its pieces
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <nlohmann/json_fwd.hpp>
+
 namespace rmoe::data {
 
-// Turns the text of one document, given in pieces of any size, into ids. The ids do not depend on where the pieces are cut.
+// Turns the text of one document, given in pieces of any size, into ids. The ids do not depend on where the pieces are
+// cut.
 class Encoder {
  public:
   virtual ~Encoder() = default;
@@ -44,8 +52,8 @@ class Encoder {
   virtual void finish(std::vector<int64_t>& out, bool complete_line = true) = 0;
 };
 
-// Turns ids into text one at a time. Bytes are withheld until a UTF-8 character is whole, so every returned piece is valid
-// UTF-8 (bytes that cannot begin or continue a character are passed through as they are, when that is certain).
+// Turns ids into text one at a time. Bytes are withheld until a UTF-8 character is whole, so every returned piece is
+// valid UTF-8 (bytes that cannot begin or continue a character are passed through as they are, when that is certain).
 class Decoder {
  public:
   virtual ~Decoder() = default;

@@ -11,9 +11,13 @@ namespace rmoe::data {
 
 // What stands at the front of some text.
 struct Utf8Char {
-  char32_t value = 0;     // the code point; meaningless unless kind is kValid
-  int64_t length = 1;     // bytes it takes; 1 for an invalid byte
-  enum Kind { kValid, kInvalid, kIncomplete } kind = kValid;  // kIncomplete: the text ends inside a character that may be valid
+  char32_t value = 0;  // the code point; meaningless unless kind is kValid
+  int64_t length = 1;  // bytes it takes; 1 for an invalid byte
+  enum Kind {
+    kValid,
+    kInvalid,
+    kIncomplete
+  } kind = kValid;  // kIncomplete: the text ends inside a character that may be valid
 };
 
 Utf8Char first_wide_char(std::string_view text);  // of text whose first byte is not ASCII
@@ -37,7 +41,8 @@ void append_utf8(char32_t value, std::string& out);
 // White space by the definition of Python's str.split(), which made the published token counts of WikiText-103.
 inline constexpr auto kAsciiSpace = [] {
   std::array<bool, 128> table{};
-  for (const char c : {' ', '\t', '\n', '\v', '\f', '\r', '\x1C', '\x1D', '\x1E', '\x1F'}) table[static_cast<size_t>(c)] = true;
+  for (const char c : {' ', '\t', '\n', '\v', '\f', '\r', '\x1C', '\x1D', '\x1E', '\x1F'})
+    table[static_cast<size_t>(c)] = true;
   return table;
 }();
 bool is_wide_space(char32_t value);  // of a value from 0x80 on

@@ -21,8 +21,8 @@ struct VocabularyLimits {
   int64_t min_count = 1;
 };
 
-// Characters or bytes. There is an unknown id when the training split has symbols that were left out, or the other splits
-// have some that it lacks.
+// Characters or bytes. There is an unknown id when the training split has symbols that were left out, or the other
+// splits have some that it lacks.
 class CharCensus : public SplitSink {
  public:
   explicit CharCensus(bool bytes);

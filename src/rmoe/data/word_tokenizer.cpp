@@ -1,6 +1,6 @@
 // The word tokenizer, the protocol of WikiText-103 (Merity et al. 2016; Transformer-XL, fairseq): words between white
-// space, <eos> for every line, <unk> for what the vocabulary lacks. White space is not kept: the decoder writes one space
-// between words and a line feed for <eos>.
+// space, <eos> for every line, <unk> for what the vocabulary lacks. White space is not kept: the decoder writes one
+// space between words and a line feed for <eos>.
 #include <string>
 #include <unordered_map>
 

@@ -90,7 +90,8 @@ std::vector<int64_t> prompt_ids(const data::Tokenizer& tokenizer, std::string_vi
   if (tokenizer.separator()) return {*tokenizer.separator()};
   try {
     ids = tokenizer.encode("\n");
-  } catch (const Error&) {  // a vocabulary of single characters that lacks it
+  } catch (const Error&) {
+    return {0};  // a vocabulary of single characters that lacks it
   }
   return ids.empty() ? std::vector<int64_t>{0} : ids;
 }

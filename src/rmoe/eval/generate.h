@@ -19,8 +19,8 @@ struct GenerateOptions {
   double top_p = 1;
   uint64_t seed = 1;  // token i of the text is drawn with random number i of this seed: same seed, same text
   at::ScalarType dtype = at::kFloat;
-  std::optional<int64_t> stop;  // this id ends the text and is not handed out
-  int64_t vocabulary = 0;       // only ids below this are drawn (a model may have more than its tokenizer); 0: all
+  std::optional<int64_t> stop = {};  // this id ends the text and is not handed out
+  int64_t vocabulary = 0;            // only ids below this are drawn (a model may have more than its tokenizer); 0: all
 };
 
 enum class TextEnding {

@@ -25,8 +25,8 @@ void check_folder(const fs::path& dir) {
 
 io::Checkpoint newest(const fs::path& dir) {
   std::string first_reason;
-  const auto found = io::newest_valid(dir, [&](const fs::path& broken, const std::string& reason) {
-    log_warn("skipping the checkpoint ", broken.string(), ": ", reason);
+  const auto found = io::newest_valid(dir, [&](const fs::path&, const std::string& reason) {
+    log_warn(reason, "; this checkpoint is skipped");
     if (first_reason.empty()) first_reason = reason;
   });
   if (found) return *found;

@@ -29,7 +29,7 @@ class GatherRows : public torch::autograd::Function<GatherRows> {
 
 Dispatch make_dispatch(const Tensor& ids_TK, const Tensor& counts_N) {
   Dispatch dispatch;
-  dispatch.order_M = std::get<1>(ids_TK.flatten().sort(/*stable=*/true));
+  dispatch.order_M = std::get<1>(ids_TK.flatten().sort(/*stable=*/true, 0, /*descending=*/false));
   dispatch.inverse_M = at::empty_like(dispatch.order_M);
   dispatch.inverse_M.scatter_(0, dispatch.order_M, at::arange(dispatch.order_M.numel(), dispatch.order_M.options()));
   const Tensor counts = counts_N.cpu();

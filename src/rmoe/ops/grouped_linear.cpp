@@ -9,16 +9,16 @@ namespace {
 
 class GroupedLinear : public torch::autograd::Function<GroupedLinear> {
  public:
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w, const Tensor& b,
-                        const std::vector<int64_t>& counts) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                        const std::optional<Tensor>& b, const std::vector<int64_t>& counts) {
     ctx->save_for_backward({x, w});
     ctx->saved_data["counts"] = counts;
-    ctx->saved_data["bias"] = b.defined();
+    ctx->saved_data["bias"] = b.has_value();
     Tensor out = at::empty({x.size(0), w.size(1)}, x.options());
     for_each_group(counts, [&](int64_t e, int64_t begin, int64_t rows) {
       Tensor part = out.narrow(0, begin, rows);
-      if (b.defined()) {
-        at::addmm_out(part, b[e], x.narrow(0, begin, rows), w[e].t());
+      if (b) {
+        at::addmm_out(part, (*b)[e], x.narrow(0, begin, rows), w[e].t());
       } else {
         at::mm_out(part, x.narrow(0, begin, rows), w[e].t());
       }
@@ -68,7 +68,7 @@ Tensor grouped_linear(const Tensor& x_MI, const Tensor& w_NOI, const Tensor& b_N
   const int64_t rows = std::accumulate(counts_N.begin(), counts_N.end(), int64_t{0});
   RMOE_CHECK(rows == x_MI.size(0), "grouped_linear: counts sum to ", rows, " but x has ", x_MI.size(0), " rows");
   const auto dtype = x_MI.scalar_type();
-  return GroupedLinear::apply(x_MI, w_NOI.to(dtype), b_NO.defined() ? b_NO.to(dtype) : b_NO, counts_N);
+  return GroupedLinear::apply(x_MI, w_NOI.to(dtype), b_NO.defined() ? std::optional<Tensor>(b_NO.to(dtype)) : std::nullopt, counts_N);
 }
 
 }  // namespace rmoe

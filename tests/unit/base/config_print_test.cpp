@@ -190,7 +190,9 @@ TEST(RoundTrip, AnyTextIsReadOrRefusedWithAPosition) {
     // Pieces of TOML in any order.
     const auto pieces = *rc::gen::container<std::vector<std::string>>(rc::gen::element<std::string>(
         "[", "]", "part", ".", "=", "\n", "\"", "'", "count", " ", "1", "-", "e5", "{", "}", ",", "shape", "kind",
-        "box", "#", "[[weighted]]\n", "weight = 2\n", "sizes = [1]\n", "\xc3\xa9", "\xff", "nan", "true", "\\"));
+        "box", "#", "[[weighted]]\n", "weight = 2\n", "sizes = [1]\n", "\xc3\xa9", "\xff", "nan", "true", "\\", "\r",
+        "\v", "title = ", "\"\"\"", "'''", "\xc2\x85", "\xe2\x80\xa8", "\xe3\x80\x80", "\xc4\x80", "\xef\xbb\xbf",
+        "\\u00e9", "2024-01-01"));
     std::string text;
     for (const std::string& piece : pieces) text += piece;
     try {

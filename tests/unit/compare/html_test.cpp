@@ -4,10 +4,21 @@
 
 #include <gtest/gtest.h>
 
+#include "unit/compare/markup.h"
+
 namespace rmoe::compare {
 namespace {
 
 const std::string kBad = "\xEF\xBF\xBD";  // U+FFFD
+
+// The tests of plots and reports rely on it.
+TEST(CheckMarkup, FindsWhatIsWrong) {
+  EXPECT_EQ(check_markup("<!DOCTYPE html><a b=\"1\" c='>'>x &amp; <i/>y</a>"), "");
+  for (const char* wrong :
+       {"<a>", "</a>", "<a></b>", "a & b", "a > b", "<a b=\"1\" b=\"2\"></a>", "<a b=\"<\"", "<a <b></a>"}) {
+    EXPECT_NE(check_markup(wrong), "") << wrong;
+  }
+}
 
 TEST(EscapeHtml, LeavesNoMarkup) {
   EXPECT_EQ(escape_html("</pre><script>alert('x & \"y\"')</script>"),

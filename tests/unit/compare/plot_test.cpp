@@ -79,7 +79,7 @@ TEST(LinePlot, SkipsPointsThatAreNotFinite) {
 TEST(LinePlot, TakesConstantLinesAndRunsWithoutCommonX) {
   LinePlot plot{.title = "t", .x_label = "x", .y_label = "y", .groups = {{"flat", 0, {{{1, 0}, {2, 0}}}}}};
   expect_inline_svg(line_plot(plot));
-  plot.groups = {{"apart", 0, {{{0, 1}, {1, 2}}, {{5, 1}, {6, 2}}}}};
+  plot.groups = {{"apart", 0, {{{0, 1}, {1, 2}}, {{5, 1}, {6, 2}, {7, 1}}}}};
   expect_inline_svg(line_plot(plot));
 }
 
@@ -131,7 +131,16 @@ TEST(MeanLine, InterpolatesOverTheCommonRange) {
   EXPECT_DOUBLE_EQ(mean[1].y, 4);
   EXPECT_EQ(mean[2].x, 4);
   EXPECT_DOUBLE_EQ(mean[2].y, 4.5);
-  EXPECT_TRUE(mean_line({{{0, 0}, {1, 1}}, {{2, 0}, {3, 1}}}).empty());
+  EXPECT_TRUE(mean_line({{{0, 0}, {1, 1}}, {{2, 0}, {3, 1}, {4, 1}}}).empty());
+}
+
+TEST(MeanLine, AveragesLinesOfEquallyManyPointsPointByPoint) {
+  std::vector<PlotPoint> mean = mean_line({{{10, 4}, {20, 2}}, {{14, 6}, {30, 3}}});
+  ASSERT_EQ(mean.size(), 2u);
+  EXPECT_DOUBLE_EQ(mean[0].x, 12);
+  EXPECT_DOUBLE_EQ(mean[0].y, 5);
+  EXPECT_DOUBLE_EQ(mean[1].x, 25);
+  EXPECT_DOUBLE_EQ(mean[1].y, 2.5);
 }
 
 }  // namespace

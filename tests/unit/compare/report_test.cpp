@@ -64,6 +64,7 @@ TEST_F(Report, ShowsNumbersPlotsSamplesAndCommands) {
                            "rmoe compare a b --report r.html", "Test CPU, 2 threads", "model.moe.stage.kind"}) {
     EXPECT_NE(html.find(part), std::string::npos) << part;
   }
+  EXPECT_EQ(count(html, "-again --split test\n"), 4);
   EXPECT_EQ(count(html, "In the beginning &lt;b&gt;&amp;"), 4);
 }
 

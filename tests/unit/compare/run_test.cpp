@@ -95,6 +95,11 @@ TEST(ReadRun, MakesNamesPrintable) {
   EXPECT_EQ(run.name, "a \xEF\xBF\xBD[31mb");
 }
 
+TEST(ReadRun, NamesANamelessRunAfterItsFolder) {
+  TempDir dir;
+  EXPECT_EQ(read_run(write_run(dir / "smoe-1", {.name = ""})).name, "smoe-1");
+}
+
 TEST(ReadRun, SaysWhatIsNoRunFolder) {
   TempDir dir;
   std::string missing = (dir / "x").string();

@@ -35,12 +35,13 @@ double sum(const std::vector<double>& values) { return std::accumulate(values.be
 class EvaluateTiny : public ::testing::TestWithParam<TinyCase> {
  protected:
   double tolerance() const { return GetParam().dtype == at::kDouble ? 1e-12 : 1e-6; }
-  bool span() const { return GetParam().family == Family::kSpan; }
   TempDir dir_;
 };
 
-TEST_P(EvaluateTiny, SpanIsOneStreamWhateverTheBlockAndBatch) {
-  if (!span()) GTEST_SKIP() << "span family only";
+class EvaluateSpan : public EvaluateTiny {};
+class EvaluateLlama : public EvaluateTiny {};
+
+TEST_P(EvaluateSpan, IsOneStreamWhateverTheBlockAndBatch) {
   const TinyModel model(GetParam());
   const auto ids = random_ids(700, kVocabulary);
   const auto tokens = write_tokens(dir_ / "valid.tok", ids, kVocabulary);
@@ -54,8 +55,7 @@ TEST_P(EvaluateTiny, SpanIsOneStreamWhateverTheBlockAndBatch) {
   }
 }
 
-TEST_P(EvaluateTiny, LlamaIsConsecutiveWindowsWhateverTheBatch) {
-  if (span()) GTEST_SKIP() << "llama family only";
+TEST_P(EvaluateLlama, IsConsecutiveWindowsWhateverTheBatch) {
   const TinyModel model(GetParam());
   const auto ids = random_ids(150, kVocabulary);
   const auto tokens = write_tokens(dir_ / "valid.tok", ids, kVocabulary);
@@ -105,8 +105,10 @@ TEST_P(EvaluateTiny, CountsWhatTheRoutersDid) {
   EXPECT_GT(result.seconds, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EvaluateTiny, ::testing::ValuesIn(testing::tiny_cases()),
-                         [](const auto& param_info) { return param_info.param.name(); });
+const auto case_name = [](const auto& param_info) { return param_info.param.name(); };
+INSTANTIATE_TEST_SUITE_P(All, EvaluateTiny, ::testing::ValuesIn(testing::tiny_cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(All, EvaluateSpan, ::testing::ValuesIn(testing::tiny_cases(Family::kSpan)), case_name);
+INSTANTIATE_TEST_SUITE_P(All, EvaluateLlama, ::testing::ValuesIn(testing::tiny_cases(Family::kLlama)), case_name);
 
 TEST(Evaluate, IndifferentRoutersAreUniformInProbabilityAndTakeTheFirstExperts) {
   const TempDir dir;

@@ -20,6 +20,8 @@ struct TinyCase {
   std::string name() const { return str(enum_name(family), "_", stage, "_", dtype == at::kDouble ? "fp64" : "fp32"); }
 };
 
+inline std::ostream& operator<<(std::ostream& out, const TinyCase& c) { return out << c.name(); }
+
 inline const std::vector<TinyCase>& tiny_cases() {
   static const std::vector<TinyCase> cases = {
       {Family::kSpan, "none", at::kDouble}, {Family::kSpan, "gru", at::kDouble}, {Family::kLlama, "none", at::kDouble},
@@ -47,6 +49,12 @@ inline ModelConfig tiny_config(Family family, const std::string& stage, int64_t 
     config.llama.kv_heads = 1;
   }
   return config;
+}
+
+inline std::vector<TinyCase> tiny_cases(Family family) {
+  std::vector<TinyCase> cases = tiny_cases();
+  std::erase_if(cases, [&](const TinyCase& c) { return c.family != family; });
+  return cases;
 }
 
 struct TinyModel {

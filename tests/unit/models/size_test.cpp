@@ -28,7 +28,9 @@ TEST_P(PaperCounts, EqualTheReference) {
   const auto [name, millions, exact] = GetParam();
   const ModelSize size = model_size(named_config(name, 205).model, 512);
   EXPECT_NEAR(static_cast<double>(size.params) / 1e6, millions, 0.005 + 1e-9);
-  if (exact) EXPECT_EQ(size.params, exact);
+  if (exact > 0) {
+    EXPECT_EQ(size.params, exact);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, PaperCounts,

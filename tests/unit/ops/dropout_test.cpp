@@ -8,7 +8,7 @@ namespace {
 
 TEST(Dropout, DropsTheShareItIsToldAndScalesTheRest) {
   for (const double p : {0.05, 0.1, 0.5, 0.9}) {
-    const Tensor out = dropout(at::ones({1000, 1000}), p, {3});
+    const Tensor out = dropout(at::ones({1000, 1000}), p, DropoutKey{3});
     const double kept = (out != 0).to(at::kDouble).mean().item<double>();
     EXPECT_NEAR(kept, 1 - p, 5 * std::sqrt(p * (1 - p) / 1e6)) << p;
     EXPECT_FLOAT_EQ(out.max().item<float>(), static_cast<float>(1 / (1 - p)));
@@ -17,13 +17,13 @@ TEST(Dropout, DropsTheShareItIsToldAndScalesTheRest) {
 
 TEST(Dropout, SameKeySameMaskForAnyThreadCountAndDtype) {
   const Tensor x = at::ones({70001});
-  const Tensor mask = dropout(x, 0.3, {11}) != 0;
+  const Tensor mask = dropout(x, 0.3, DropoutKey{11}) != 0;
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
-  EXPECT_TRUE((dropout(x, 0.3, {11}) != 0).equal(mask));
+  EXPECT_TRUE((dropout(x, 0.3, DropoutKey{11}) != 0).equal(mask));
   at::set_num_threads(threads);
-  EXPECT_TRUE((dropout(x.to(at::kBFloat16), 0.3, {11}) != 0).equal(mask));
-  EXPECT_TRUE((dropout(x.to(at::kDouble), 0.3, {11}) != 0).equal(mask));
+  EXPECT_TRUE((dropout(x.to(at::kBFloat16), 0.3, DropoutKey{11}) != 0).equal(mask));
+  EXPECT_TRUE((dropout(x.to(at::kDouble), 0.3, DropoutKey{11}) != 0).equal(mask));
 }
 
 TEST(Dropout, DifferentKeysAndSitesAreIndependent) {
@@ -37,7 +37,7 @@ TEST(Dropout, DifferentKeysAndSitesAreIndependent) {
 }
 
 TEST(Dropout, NeighboursAreUncorrelated) {
-  const Tensor keep = (dropout(at::ones({1000000}), 0.5, {5}) != 0).to(at::kDouble) - 0.5;
+  const Tensor keep = (dropout(at::ones({1000000}), 0.5, DropoutKey{5}) != 0).to(at::kDouble) - 0.5;
   for (const int64_t lag : {1, 2, 16, 128, 4096}) {
     const double correlation =
         4 * (keep.narrow(0, 0, 1000000 - lag) * keep.narrow(0, lag, 1000000 - lag)).mean().item<double>();
@@ -59,16 +59,16 @@ TEST(Dropout, ContinuesAnyRangeOfTheStreamIn64Bits) {
 
 TEST(Dropout, GradientUsesTheSameMask) {
   const Tensor x = testing::randn({20, 30}, 1).requires_grad_(true);
-  const Tensor y = dropout(x, 0.4, {2});
+  const Tensor y = dropout(x, 0.4, DropoutKey{2});
   y.sum().backward();
   EXPECT_TRUE(at::allclose(x.grad() * x, y));
 }
 
 TEST(Dropout, ZeroProbabilityChangesNothing) {
   const Tensor x = at::ones({10});
-  EXPECT_TRUE(dropout(x, 0, {1}).is_same(x));
-  EXPECT_THROW(dropout(x, 1.0, {1}), Error);
-  EXPECT_THROW(dropout(x, -0.1, {1}), Error);
+  EXPECT_TRUE(dropout(x, 0, DropoutKey{1}).is_same(x));
+  EXPECT_THROW(dropout(x, 1.0, DropoutKey{1}), Error);
+  EXPECT_THROW(dropout(x, -0.1, DropoutKey{1}), Error);
 }
 
 }  // namespace

@@ -1,0 +1,11 @@
+// Numbers as text for tables and sentences.
+#pragma once
+
+#include <string>
+
+namespace rmoe::compare {
+
+// Fixed-point notation, "1.652"; with `sign` also "+1.652".
+std::string fixed(double value, int decimals, bool sign = false);
+
+}  // namespace rmoe::compare
