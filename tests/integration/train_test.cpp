@@ -52,7 +52,7 @@ class EveryRun : public ::testing::TestWithParam<std::tuple<Family, bool>> {
     return config;
   }
   std::map<std::string, Tensor> weights(const fs::path& run, int64_t step, const char* file = "model.safetensors") const {
-    return io::read_tensors(run / "checkpoints" / ("step_" + std::to_string(step)) / file);
+    return read_tensors(run / "checkpoints" / ("step_" + std::to_string(step)) / file);
   }
   TempDir dir_;
 };

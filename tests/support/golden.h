@@ -6,7 +6,7 @@
 
 #include "rmoe/base/config.h"
 #include "rmoe/io/safetensors.h"
-#include "rmoe/io/tensors.h"
+#include "rmoe/ops/tensor_file.h"
 #include "rmoe/models/model.h"
 
 namespace rmoe::testing {
@@ -22,7 +22,7 @@ struct Golden {
 
 inline Golden load_golden(const std::string& name) {
   const std::string path = std::string(RMOE_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors";
-  Golden golden{io::read_tensors(path), io::SafetensorsFile::open(path).metadata(), {}};
+  Golden golden{read_tensors(path), io::SafetensorsFile::open(path).metadata(), {}};
   ModelConfig& c = golden.config;
   c.family = golden.metadata.at("family") == "span" ? Family::kSpan : Family::kLlama;
   c.vocab_size = golden.number("vocab");

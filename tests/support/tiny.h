@@ -5,7 +5,7 @@
 
 #include "rmoe/base/config.h"
 #include "rmoe/models/model.h"
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
 
 namespace rmoe::testing {
 

@@ -37,6 +37,13 @@ int64_t memory_peak_bytes() {
   return kib.empty() ? 0 : std::strtoll(kib.c_str(), nullptr, 10) * 1024;
 }
 
+int64_t memory_total_bytes() {
+  const int64_t total = std::max<int64_t>(0, ::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max");  // cgroup v2: bytes or "max"
+  int64_t limit = 0;
+  return limit_file >> limit && limit > 0 ? std::min(total, limit) : total;
+}
+
 int usable_cpus() {
   int cpus = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   cpu_set_t set;

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <new>
 
 #include <CLI/CLI.hpp>
 
@@ -133,6 +134,15 @@ int report(const Error& error, bool json) {
   return static_cast<int>(error.code());
 }
 
+// Anything that is not ours to word, in one line: torch's messages go on with a stack trace.
+Error from_exception(const std::exception& error) {
+  const std::string text = error.what();
+  if (dynamic_cast<const std::bad_alloc*>(&error) || text.find("can't allocate memory") != std::string::npos) {
+    return {Exit::kIo, "out of memory", "a smaller model, batch or block needs less"};
+  }
+  return {Exit::kBug, "internal error: " + text.substr(0, text.find('\n'))};
+}
+
 // Results that did not reach the reader are a failure, but a reader who closed the pipe has seen enough.
 int finish_output(int exit_code) {
   errno = 0;
@@ -177,7 +187,7 @@ int run(std::vector<std::string> args) {
   } catch (const Error& error) {
     return report(error, json);
   } catch (const std::exception& error) {
-    return report(Error(Exit::kBug, str("internal error: ", error.what())), json);
+    return report(from_exception(error), json);
   }
 }
 

@@ -9,7 +9,8 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
+#include "rmoe/models/size.h"
 
 namespace rmoe::cli {
 namespace {

@@ -227,9 +227,9 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const
 
 std::string train_sentencepiece(const SentencePieceOptions& options,
                                 const std::function<std::optional<std::string>()>& next) {
-  // Room for the 256 byte pieces, <unk>, </s> and a few characters.
-  RMOE_CHECK(options.vocab_size > 300 && options.vocab_size <= 1'000'000, "sentencepiece: a vocabulary of ",
-             options.vocab_size, ", expected 301 to 1000000");
+  // Besides 256 byte pieces, <unk> and </s> at least two more.
+  RMOE_CHECK(options.vocab_size >= 260 && options.vocab_size <= 1'000'000, "sentencepiece: a vocabulary of ",
+             options.vocab_size, ", expected 260 to 1000000");
   Lines lines(next);
   RMOE_CHECK(!lines.done(), "sentencepiece: no text to train on");
   std::string model;

@@ -9,8 +9,8 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "rmoe/config/run.h"
 #include "rmoe/eval/sampling.h"
-#include "rmoe/train/config.h"
 
 namespace rmoe {
 

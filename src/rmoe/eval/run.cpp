@@ -8,7 +8,7 @@
 #include "rmoe/base/log.h"
 #include "rmoe/data/hash.h"
 #include "rmoe/io/checkpoint.h"
-#include "rmoe/io/tensors.h"
+#include "rmoe/ops/tensor_file.h"
 
 namespace rmoe {
 namespace {
@@ -101,11 +101,11 @@ LoadedRun load_run(const fs::path& dir, Which which) {
              run.tokenizer->vocab_size(), " ids but the model has ", model.vocab_size);
   run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
   run.model = make_model(model, run.params);
-  io::NamedTensors weights;
+  NamedTensors weights;
   for (const Param& param : run.params.all()) {
     for (auto& part : param.stored()) weights.push_back(std::move(part));
   }
-  io::load_tensors(checkpoint.dir / "model.safetensors", weights);
+  load_tensors(checkpoint.dir / "model.safetensors", weights);
   return run;
 }
 

@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <string_view>
 
+#include "rmoe/config/run.h"
 #include "rmoe/data/token_file.h"
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/models/model.h"
-#include "rmoe/train/config.h"
 
 namespace rmoe {
 

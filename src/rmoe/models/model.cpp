@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/models/families.h"
+#include "rmoe/models/size.h"
 #include "rmoe/routing/balance.h"
 
 namespace rmoe {

@@ -1,7 +1,7 @@
 // A language model: tokens in, logits out, with everything it remembers passed and returned as values.
 #pragma once
 
-#include "rmoe/models/config.h"
+#include "rmoe/config/model.h"
 #include "rmoe/nn/kv_cache.h"
 #include "rmoe/ops/dropout.h"
 #include "rmoe/ops/param.h"

@@ -1,7 +1,7 @@
 // One MoE layer: stage -> head -> selection -> experts.
 #pragma once
 
-#include "rmoe/models/config.h"
+#include "rmoe/config/model.h"
 #include "rmoe/nn/experts.h"
 #include "rmoe/routing/router.h"
 

@@ -1,3 +1,4 @@
+// Dropout whose mask is a function of a key: never stored, the same for any thread count.
 #pragma once
 
 #include "rmoe/ops/torch.h"

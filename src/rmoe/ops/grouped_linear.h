@@ -1,3 +1,4 @@
+// A linear layer per expert on rows sorted by expert.
 #pragma once
 
 #include "rmoe/ops/torch.h"

@@ -1,3 +1,4 @@
+// The cell of the layer recurrence (reference, section 1.2).
 #pragma once
 
 #include "rmoe/ops/torch.h"

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string_view>
+#include <unordered_set>
 
 namespace rmoe {
 
@@ -76,6 +77,7 @@ class ParamTable {
 
  private:
   std::vector<Param> params_;
+  std::unordered_set<std::string> names_;
   std::function<Tensor(const Param&)> make_;
 };
 

@@ -1,3 +1,4 @@
+// Attention over a fixed span before each token (reference, section 2).
 #pragma once
 
 #include "rmoe/ops/dropout.h"

@@ -12,7 +12,7 @@ class GruStage : public Stage {
   struct Options {
     int64_t width = 128;
     static constexpr auto fields() {
-      return std::tuple{Field{"width", &Options::width, "width P of the state h", {.min = 1}}};
+      return std::tuple{Field{"width", &Options::width, "width P of the state h", {.min = 1, .max = 1e6}}};
     }
   };
 

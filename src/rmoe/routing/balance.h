@@ -4,7 +4,7 @@
 #pragma once
 
 #include "rmoe/routing/gate.h"
-#include "rmoe/routing/registries.h"
+#include "rmoe/config/registries.h"
 
 namespace rmoe::routing {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "rmoe/ops/param.h"
-#include "rmoe/routing/registries.h"
+#include "rmoe/config/registries.h"
 
 namespace rmoe::routing {
 

@@ -1,7 +1,7 @@
 // What the machine can do, measured, so that a run can say what share of it was used.
 #pragma once
 
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
 
 namespace rmoe {
 

@@ -67,8 +67,8 @@ void Optimizer::zero_gradients() {
   for (Param& param : params_.all()) param.value.mutable_grad() = Tensor();
 }
 
-io::NamedTensors Optimizer::state() const {
-  io::NamedTensors state;
+NamedTensors Optimizer::state() const {
+  NamedTensors state;
   for (size_t i = 0; i < params_.all().size(); ++i) {
     state.emplace_back("exp_avg." + params_.all()[i].name, exp_avg_[i]);
     state.emplace_back("exp_avg_sq." + params_.all()[i].name, exp_avg_sq_[i]);

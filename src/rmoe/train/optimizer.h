@@ -1,9 +1,9 @@
 // Adam and AdamW over a parameter table, with clipping by the global gradient norm in the same pass.
 #pragma once
 
-#include "rmoe/io/tensors.h"
+#include "rmoe/ops/tensor_file.h"
 #include "rmoe/ops/param.h"
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
 
 namespace rmoe {
 
@@ -20,7 +20,7 @@ class Optimizer {
   void zero_gradients();
 
   // Moments as named tensors, exp_avg.NAME and exp_avg_sq.NAME, sharing storage, for checkpoints.
-  io::NamedTensors state() const;
+  NamedTensors state() const;
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
 

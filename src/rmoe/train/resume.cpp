@@ -55,6 +55,12 @@ std::optional<io::Checkpoint> find_resume_point(const fs::path& out, Resume resu
       log_warn(reason, "; this checkpoint is skipped");
     });
   }
+  if (!checkpoint && !io::list_checkpoints(out).empty()) {
+    throw Error(Exit::kBadInput,
+                str(out.string(), holds_run ? ": none of the run's checkpoints is whole"
+                                            : ": holds checkpoints but no config.toml"),
+                "nothing was changed; move the folder away to start over, or choose another --out");
+  }
   if (!checkpoint) {
     if (resume == Resume::kMust) input_error(out.string(), ": --resume must, but there is no valid checkpoint");
     return std::nullopt;

@@ -20,6 +20,7 @@
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
 #include "rmoe/ops/runtime.h"
+#include "rmoe/models/size.h"
 #include "rmoe/train/machine.h"
 #include "rmoe/train/resume.h"
 #include "rmoe/train/signals.h"
@@ -67,6 +68,17 @@ void resolve_vocabulary(RunConfig& config, const RunData& data) {
   int64_t& wanted = config.model.vocab_size;
   if (wanted == 0) wanted = size;
   RMOE_CHECK(wanted == size, "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ", size);
+}
+
+// What no setting can make fit is refused before it is allocated.
+void check_memory(const ModelConfig& model, int64_t block) {
+  constexpr int64_t kBytesPerParameter = 16;  // fp32: the weight, its gradient and Adam's two moments
+  const int64_t params = model_size(model, block).params, memory = memory_total_bytes();
+  if (memory <= 0 || params <= memory / kBytesPerParameter) return;
+  throw Error(Exit::kBadInput,
+              str("train: ", params, " parameters with gradients and moments take ", kBytesPerParameter,
+                  " bytes each, which is more than this machine's ", human_bytes(memory)),
+              "make the model smaller; `rmoe config check` counts its parameters");
 }
 
 // One run in its folder. Everything a resumed run needs to go on exactly is in the trainer's tensors and state().
@@ -375,6 +387,7 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
   RunData data(config.data.path);
   resolve_vocabulary(config, data);
   config.model.validate();
+  check_memory(config.model, config.train.block);
 
   const io::RunLock lock(out);
   io::remove_leftovers(out);

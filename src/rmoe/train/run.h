@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
 
 namespace rmoe {
 

@@ -121,8 +121,8 @@ StepSums Trainer::step() {
 
 namespace {
 
-io::NamedTensors stored(const ParamTable& params) {
-  io::NamedTensors tensors;
+NamedTensors stored(const ParamTable& params) {
+  NamedTensors tensors;
   for (const Param& param : params.all()) {
     for (auto& part : param.stored()) tensors.push_back(std::move(part));
   }
@@ -134,26 +134,26 @@ std::string memory_name(size_t micro, size_t layer) { return str("micro_", micro
 }  // namespace
 
 void Trainer::save(const PathOf& path_of) const {
-  io::save_tensors(path_of("model.safetensors"), stored(params_), {{"format", "pt"}});
-  io::save_tensors(path_of("optimizer.safetensors"), optimizer_.state());
-  io::NamedTensors memory;
+  save_tensors(path_of("model.safetensors"), stored(params_), {{"format", "pt"}});
+  save_tensors(path_of("optimizer.safetensors"), optimizer_.state());
+  NamedTensors memory;
   for (size_t micro = 0; micro < memories_.size(); ++micro) {
     for (size_t layer = 0; layer < memories_[micro].layers.size(); ++layer) {
       const Tensor& hidden = memories_[micro].layers[layer].hidden_BSD;
       if (hidden.defined()) memory.emplace_back(memory_name(micro, layer), hidden);
     }
   }
-  if (!memory.empty()) io::save_tensors(path_of("memory.safetensors"), memory);
+  if (!memory.empty()) save_tensors(path_of("memory.safetensors"), memory);
 }
 
 void Trainer::load(const std::filesystem::path& checkpoint_dir, int64_t step) {
-  io::load_tensors(checkpoint_dir / "model.safetensors", stored(params_));
-  io::load_tensors(checkpoint_dir / "optimizer.safetensors", optimizer_.state());
+  load_tensors(checkpoint_dir / "model.safetensors", stored(params_));
+  load_tensors(checkpoint_dir / "optimizer.safetensors", optimizer_.state());
   optimizer_.set_steps(step);
   steps_ = step;
   const auto memory_file = checkpoint_dir / "memory.safetensors";
   if (!std::filesystem::exists(memory_file)) return;
-  const auto tensors = io::read_tensors(memory_file);
+  const auto tensors = read_tensors(memory_file);
   for (size_t micro = 0; micro < memories_.size(); ++micro) {
     memories_[micro].layers.resize(static_cast<size_t>(config_.model.layers));
     for (size_t layer = 0; layer < memories_[micro].layers.size(); ++layer) {

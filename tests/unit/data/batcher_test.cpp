@@ -1,12 +1,13 @@
 // Batches: every token has its turn, in an order that seed and step alone decide.
 #include "rmoe/data/batcher.h"
 
-#include <gtest/gtest.h>
-
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <set>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "tests/support/temp_dir.h"
 #include "tests/unit/data/expect_error.h"
@@ -73,8 +74,8 @@ TEST_F(Batchers, StreamsGiveEachInputOncePerEpochAndMissOnlyTheEnds) {
     }
     const auto seen = static_cast<int64_t>(inputs.size());
     EXPECT_EQ(static_cast<int64_t>(std::set(inputs.begin(), inputs.end()).size()), seen);  // none twice
-    EXPECT_LT(*inputs.begin(), 10);                                                         // the offset
-    EXPECT_EQ(*inputs.rbegin() - *inputs.begin() + 1, seen);                                // no gaps
+    EXPECT_LT(*inputs.begin(), 10);                                                        // the offset
+    EXPECT_EQ(*inputs.rbegin() - *inputs.begin() + 1, seen);                               // no gaps
     EXPECT_GT(seen, count - (3 + 1) * 10);
   }
 }
@@ -82,7 +83,8 @@ TEST_F(Batchers, StreamsGiveEachInputOncePerEpochAndMissOnlyTheEnds) {
 TEST_F(Batchers, StreamEpochsStartAtDifferentOffsets) {
   const StreamBatcher batches(counting(100'000), 2, 64, 3);
   std::set<int64_t> offsets;
-  for (int64_t epoch = 0; epoch < 200; ++epoch) offsets.insert(batches.get(epoch * batches.steps_per_epoch()).tokens[0]);
+  for (int64_t epoch = 0; epoch < 200; ++epoch)
+    offsets.insert(batches.get(epoch * batches.steps_per_epoch()).tokens[0]);
   EXPECT_GT(offsets.size(), 50u);
   EXPECT_LT(*offsets.rbegin(), 64);
 }

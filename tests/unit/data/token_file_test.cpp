@@ -1,13 +1,15 @@
 // Token files: what is written is read back, and what is damaged is refused.
 #include "rmoe/data/token_file.h"
 
-#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <fstream>
 #include <numeric>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"

@@ -24,6 +24,7 @@ constexpr int64_t kVocabulary = 13;
 std::vector<double> losses(const Model& model, const std::vector<int64_t>& ids, at::ScalarType dtype) {
   const Tensor log_probs = all_logits(model, {ids.begin(), ids.end() - 1}, dtype).to(at::kDouble).log_softmax(-1);
   std::vector<double> result;
+  result.reserve(ids.size());
   for (int64_t t = 0; t + 1 < std::ssize(ids); ++t) {
     result.push_back(-log_probs[t][ids[static_cast<size_t>(t + 1)]].item<double>());
   }

@@ -10,7 +10,7 @@
 #include "rmoe/eval/commands.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/io/checkpoint.h"
-#include "rmoe/io/tensors.h"
+#include "rmoe/ops/tensor_file.h"
 #include "tests/unit/eval/tiny_models.h"
 
 namespace rmoe {
@@ -64,12 +64,12 @@ class RunFolder : public ::testing::Test {
   void save(int64_t step) const {
     ParamTable params(static_cast<uint64_t>(step), at::kFloat);
     make_model(config_.model, params);
-    io::NamedTensors weights;
+    NamedTensors weights;
     for (const Param& param : params.all()) {
       for (auto& part : param.stored()) weights.push_back(std::move(part));
     }
     io::CheckpointWriter writer(run(), step);
-    io::save_tensors(writer.file("model.safetensors"), weights);
+    save_tensors(writer.file("model.safetensors"), weights);
     write_file_atomic(writer.file("state.json"), R"({"best": {"step": 10}})");
     writer.commit();
   }

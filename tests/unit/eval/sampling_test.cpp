@@ -16,18 +16,21 @@ namespace {
 
 std::vector<float> logits_of(const std::vector<double>& probabilities) {
   std::vector<float> logits;
+  logits.reserve(probabilities.size());
   for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p)));
   return logits;
 }
 
 std::vector<int64_t> ids_of(const std::vector<Candidate>& candidates) {
   std::vector<int64_t> ids;
+  ids.reserve(candidates.size());
   for (const Candidate& c : candidates) ids.push_back(c.id);
   return ids;
 }
 
 std::vector<float> random_logits(int64_t size, uint64_t seed) {
   std::vector<float> logits;
+  logits.reserve(static_cast<size_t>(size));
   for (int64_t i = 0; i < size; ++i) {
     logits.push_back(static_cast<float>(6 * uniform(mix(seed, kTestStream, static_cast<uint64_t>(i)))));
   }

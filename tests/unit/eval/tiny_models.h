@@ -69,6 +69,7 @@ struct TinyModel {
 
 inline std::vector<int64_t> random_ids(int64_t count, int64_t vocabulary, uint64_t seed = 1) {
   std::vector<int64_t> ids;
+  ids.reserve(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     ids.push_back(uniform_below(mix(seed, kTestStream, static_cast<uint64_t>(i)), vocabulary));
   }

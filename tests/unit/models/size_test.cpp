@@ -4,7 +4,8 @@
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
 #include "rmoe/models/model.h"
-#include "rmoe/train/config.h"
+#include "rmoe/models/size.h"
+#include "rmoe/config/run.h"
 
 namespace rmoe {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "rmoe/ops/torch.h"
 
-namespace rmoe::io {
+namespace rmoe {
 
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
@@ -21,4 +21,4 @@ void load_tensors(const std::filesystem::path& path, const NamedTensors& targets
 // All tensors of a file, copied.
 std::map<std::string, Tensor> read_tensors(const std::filesystem::path& path);
 
-}  // namespace rmoe::io
+}  // namespace rmoe

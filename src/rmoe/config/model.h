@@ -4,7 +4,7 @@
 #include <string>
 
 #include "rmoe/base/registry.h"
-#include "rmoe/routing/registries.h"
+#include "rmoe/config/registries.h"
 
 namespace rmoe {
 
@@ -13,6 +13,9 @@ template <>
 struct EnumNames<Family> {
   static constexpr std::array names{std::pair{Family::kSpan, "span"}, std::pair{Family::kLlama, "llama"}};
 };
+
+// Sizes beyond these are mistakes; below them no count of parameters leaves 64 bits.
+inline constexpr double kWidest = 1e6, kMostExperts = 1e5;
 
 struct BalanceConfig {
   Choice<routing::BalanceRegistry> loss{"switch"};
@@ -40,11 +43,11 @@ struct MoeConfig {
   static constexpr auto fields() {
     using C = MoeConfig;
     return std::tuple{
-        Field{"experts", &C::experts, "experts per MoE layer (N)", {.min = 1}},
+        Field{"experts", &C::experts, "experts per MoE layer (N)", {.min = 1, .max = kMostExperts}},
         Field{"top_k", &C::top_k, "experts per token (K)", {.min = 1}},
-        Field{"expert_width", &C::expert_width, "inner width of one expert (F); small for fine-grained experts", {.min = 1}},
+        Field{"expert_width", &C::expert_width, "inner width of one expert (F); small for fine-grained experts", {.min = 1, .max = kWidest}},
         Field{"every", &C::every, "of the layers after the leading dense ones, each n-th is MoE, the first included", {.min = 1}},
-        Field{"shared_width", &C::shared_width, "inner width of the expert that every token uses; 0: none (llama)", {.min = 0}},
+        Field{"shared_width", &C::shared_width, "inner width of the expert that every token uses; 0: none (llama)", {.min = 0, .max = kWidest}},
         Field{"moe_weight", &C::moe_weight, "weight of the routed experts beside a shared expert"},
         Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
         Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
@@ -58,7 +61,7 @@ struct MoeConfig {
 struct SpanConfig {
   int64_t span = 2048;
   static constexpr auto fields() {
-    return std::tuple{Field{"span", &SpanConfig::span, "positions before it that a token attends to (S)", {.min = 1}}};
+    return std::tuple{Field{"span", &SpanConfig::span, "positions before it that a token attends to (S)", {.min = 1, .max = kWidest}}};
   }
 };
 
@@ -97,12 +100,12 @@ struct ModelConfig {
     using C = ModelConfig;
     return std::tuple{
         Field{"family", &C::family, "span: the paper's small-scale post-norm transformer; llama: pre-norm with RoPE and SwiGLU"},
-        Field{"vocab_size", &C::vocab_size, "size of the vocabulary (V); 0: the data's", {.min = 0}},
-        Field{"layers", &C::layers, "layers (L)", {.min = 1}},
-        Field{"width", &C::width, "model width (D)", {.min = 1}},
+        Field{"vocab_size", &C::vocab_size, "size of the vocabulary (V); 0: the data's", {.min = 0, .max = 1e9}},
+        Field{"layers", &C::layers, "layers (L)", {.min = 1, .max = 10000}},
+        Field{"width", &C::width, "model width (D)", {.min = 1, .max = kWidest}},
         Field{"heads", &C::heads, "attention heads (H)", {.min = 1}},
         Field{"dense_layers", &C::dense_layers, "leading layers with a dense feed-forward block", {.min = 0}},
-        Field{"dense_width", &C::dense_width, "inner width of dense blocks; 0: top_k * expert_width", {.min = 0}},
+        Field{"dense_width", &C::dense_width, "inner width of dense blocks; 0: top_k * expert_width", {.min = 0, .max = kWidest}},
         Field{"dropout", &C::dropout, "dropout; span: attention weights, inside and after experts; llama: after each block", {.min = 0, .below = 1}},
         Field{"init_std", &C::init_std, "standard deviation of the start; 0: torch's defaults per layer type", {.min = 0}},
         Field{"moe", &C::moe, "the MoE layers"},
@@ -118,14 +121,5 @@ struct ModelConfig {
   bool is_moe(int64_t layer) const { return layer >= dense_layers && (layer - dense_layers) % moe.every == 0; }
   int64_t moe_layers() const;
 };
-
-// Computed from a config without building the model; the vocabulary must be set.
-struct ModelSize {
-  int64_t params = 0;
-  int64_t active_params = 0;     // those that one token's forward pass uses
-  int64_t router_params = 0;     // stage and heads
-  double forward_flops = 0;      // per token, with a full context of `context` positions; 2 per multiply-add
-};
-ModelSize model_size(const ModelConfig& config, int64_t context);
 
 }  // namespace rmoe

@@ -1,4 +1,4 @@
-#include "rmoe/models/config.h"
+#include "rmoe/config/model.h"
 
 #include "rmoe/base/error.h"
 
@@ -11,6 +11,10 @@ void MoeConfig::validate() const {
 void ModelConfig::validate() const {
   RMOE_CHECK(width % heads == 0, "width must be a multiple of heads, got width = ", width, " and heads = ", heads);
   RMOE_CHECK(dense_layers <= layers, "dense_layers must be at most layers, got ", dense_layers, " of ", layers);
+  RMOE_CHECK(moe_layers() == layers || static_cast<double>(dense_inner()) <= kWidest, "dense blocks are top_k * expert_width = ", dense_inner(),
+             " wide, expected at most ", kWidest, "; set dense_width");
+  RMOE_CHECK(static_cast<double>(layers * moe.experts) <= kMostExperts, "layers * moe.experts must be at most ",
+             kMostExperts, ", got layers = ", layers, " and experts = ", moe.experts);
   if (family == Family::kLlama) {
     RMOE_CHECK(head_width() % 2 == 0, "rotary embeddings need an even head width, got width / heads = ", head_width());
     RMOE_CHECK(heads % kv_heads() == 0, "heads must be a multiple of llama.kv_heads, got heads = ", heads,

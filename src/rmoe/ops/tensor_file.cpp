@@ -1,25 +1,25 @@
-#include "rmoe/io/tensors.h"
+#include "rmoe/ops/tensor_file.h"
 
 #include <algorithm>
 
 #include "rmoe/base/error.h"
 #include "rmoe/io/safetensors.h"
 
-namespace rmoe::io {
+namespace rmoe {
 namespace {
 
-constexpr std::pair<at::ScalarType, DType> kTypes[] = {
-    {at::kFloat, DType::kF32}, {at::kDouble, DType::kF64}, {at::kBFloat16, DType::kBF16}, {at::kHalf, DType::kF16},
-    {at::kLong, DType::kI64},  {at::kInt, DType::kI32},    {at::kByte, DType::kU8},       {at::kBool, DType::kBool}};
+constexpr std::pair<at::ScalarType, io::DType> kTypes[] = {
+    {at::kFloat, io::DType::kF32}, {at::kDouble, io::DType::kF64}, {at::kBFloat16, io::DType::kBF16}, {at::kHalf, io::DType::kF16},
+    {at::kLong, io::DType::kI64},  {at::kInt, io::DType::kI32},    {at::kByte, io::DType::kU8},       {at::kBool, io::DType::kBool}};
 
-DType file_type(at::ScalarType type, const std::string& name) {
+io::DType file_type(at::ScalarType type, const std::string& name) {
   for (const auto& [torch_type, dtype] : kTypes) {
     if (torch_type == type) return dtype;
   }
   input_error("tensor ", name, ": cannot be stored as ", c10::toString(type));
 }
 
-at::ScalarType torch_type(const TensorEntry& entry, const std::filesystem::path& path) {
+at::ScalarType torch_type(const io::TensorEntry& entry, const std::filesystem::path& path) {
   for (const auto& [type, dtype] : kTypes) {
     if (dtype == entry.dtype) return type;
   }
@@ -36,11 +36,11 @@ std::string shorten(const std::vector<std::string>& names) {
 
 void save_tensors(const std::filesystem::path& path, const NamedTensors& tensors,
                   const std::map<std::string, std::string>& metadata) {
-  std::vector<TensorSpec> specs;
+  std::vector<io::TensorSpec> specs;
   for (const auto& [name, tensor] : tensors) {
     specs.push_back({name, file_type(tensor.scalar_type(), name), tensor.sizes().vec()});
   }
-  SafetensorsWriter writer(path, specs, metadata);
+  io::SafetensorsWriter writer(path, specs, metadata);
   for (const auto& [name, tensor] : tensors) {
     const Tensor rows = tensor.detach().cpu().contiguous();
     writer.write(name, {static_cast<const std::byte*>(rows.const_data_ptr()), static_cast<size_t>(rows.nbytes())});
@@ -49,14 +49,14 @@ void save_tensors(const std::filesystem::path& path, const NamedTensors& tensors
 }
 
 void load_tensors(const std::filesystem::path& path, const NamedTensors& targets) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+  const io::SafetensorsFile file = io::SafetensorsFile::open(path);
   std::vector<std::string> missing, unused;
   std::map<std::string, const Tensor*> wanted;
   for (const auto& [name, tensor] : targets) {
     wanted[name] = &tensor;
     if (!file.find(name)) missing.push_back(name);
   }
-  for (const TensorEntry& entry : file.entries()) {
+  for (const io::TensorEntry& entry : file.entries()) {
     if (!wanted.contains(entry.name)) unused.push_back(entry.name);
   }
   if (!missing.empty() || !unused.empty()) {
@@ -66,7 +66,7 @@ void load_tensors(const std::filesystem::path& path, const NamedTensors& targets
     throw Error(Exit::kBadInput, rmoe::str(path.string(), ": its tensors are not the model's: ", what));
   }
   at::NoGradGuard no_grad;
-  for (const TensorEntry& entry : file.entries()) {
+  for (const io::TensorEntry& entry : file.entries()) {
     const Tensor& target = *wanted[entry.name];
     RMOE_CHECK(target.sizes() == at::IntArrayRef(entry.shape), path.string(), ": tensor ", entry.name, " has shape ",
                at::IntArrayRef(entry.shape), ", expected ", target.sizes());
@@ -79,9 +79,9 @@ void load_tensors(const std::filesystem::path& path, const NamedTensors& targets
 }
 
 std::map<std::string, Tensor> read_tensors(const std::filesystem::path& path) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+  const io::SafetensorsFile file = io::SafetensorsFile::open(path);
   std::map<std::string, Tensor> result;
-  for (const TensorEntry& entry : file.entries()) {
+  for (const io::TensorEntry& entry : file.entries()) {
     Tensor rows = at::empty(entry.shape, torch_type(entry, path));
     file.read(entry, {static_cast<std::byte*>(rows.data_ptr()), static_cast<size_t>(rows.nbytes())});
     result[entry.name] = rows;
@@ -89,4 +89,4 @@ std::map<std::string, Tensor> read_tensors(const std::filesystem::path& path) {
   return result;
 }
 
-}  // namespace rmoe::io
+}  // namespace rmoe

@@ -1,7 +1,7 @@
 // A training run: what `rmoe train CONFIG.toml` reads. Plain data, free of torch.
 #pragma once
 
-#include "rmoe/models/config.h"
+#include "rmoe/config/model.h"
 
 namespace rmoe {
 

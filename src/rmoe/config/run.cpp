@@ -1,4 +1,4 @@
-#include "rmoe/train/config.h"
+#include "rmoe/config/run.h"
 
 #include <algorithm>
 #include <cmath>
