@@ -123,7 +123,10 @@ TEST_P(EveryRun, EvaluationInTrainingIsTheCommands) {
   config.train.eval.tokens = 0;
   const fs::path run = dir_.path() / "run";
   const TrainReport report = train(config, run, Resume::kNever);
-  const EvalReport again = run_eval({.run = run.string()});
+  EvalCommand command;
+  command.run = run.string();
+  command.threads = 1;
+  const EvalReport again = run_eval(command);
   ASSERT_TRUE(again.bits_per_character);
   EXPECT_EQ(*again.bits_per_character, report.valid_bits);
   EXPECT_EQ(again.checkpoint_step, 12);

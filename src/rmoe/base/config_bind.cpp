@@ -249,7 +249,7 @@ class Binder {
       help = str("it belongs to kind = \"", other_kind, "\"");
     } else if (!nearest(key, names).empty()) {
       help = help_for_unknown(key, names);
-    } else if (const std::string elsewhere = same_key_elsewhere(key); !elsewhere.empty()) {
+    } else if (const std::string elsewhere = nearest_elsewhere(key); !elsewhere.empty()) {
       help = str("did you mean '", elsewhere, "'?");
     } else {
       help = help_for_unknown(key, names);
@@ -257,11 +257,15 @@ class Binder {
     input_error_with_help(str(node.source.prefix(), "unknown key '", joined(path, key), "'"), help);
   }
 
-  // The full name of the key, when it is right but in the wrong section.
-  std::string same_key_elsewhere(const std::string& key) {
-    for (const DocEntry& entry : section_doc(root_)) {
-      const size_t dot = entry.key.rfind('.');
-      if (key != "kind" && dot != std::string::npos && entry.key.substr(dot + 1) == key) return entry.key;
+  // The full name of the nearest key in any other section; empty when none is near.
+  std::string nearest_elsewhere(const std::string& key) {
+    const auto last_part = [](const DocEntry& entry) { return entry.key.substr(entry.key.rfind('.') + 1); };
+    const std::vector<DocEntry> entries = section_doc(root_);
+    std::vector<std::string> names;
+    for (const DocEntry& entry : entries) names.push_back(last_part(entry));
+    const std::string name = nearest(key, names);
+    for (const DocEntry& entry : entries) {
+      if (!name.empty() && name != "kind" && last_part(entry) == name) return entry.key;
     }
     return "";
   }

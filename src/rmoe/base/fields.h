@@ -10,7 +10,7 @@
 //     static constexpr auto fields() {
 //       using C = ScheduleConfig;
 //       return std::tuple{Field{"decay", &C::decay, "how the learning rate falls"},
-//                         Field{"warmup", &C::warmup, "steps until the full learning rate", Min{0}}};
+//                         Field{"warmup", &C::warmup, "steps until the full learning rate", {.min = 0}}};
 //     }
 //     void validate() const;  // optional: relations between fields, throws Error
 //   };
@@ -33,8 +33,7 @@
 
 namespace rmoe {
 
-// Bounds of a number, or of every number in a list: Min{1}, Above{0}, Between{0, 1} (both included), or any others
-// spelled out: {.min = 0, .below = 1}.
+// Bounds of a number, or of every number in a list: {.min = 1}, {.above = 0}, {.min = 0, .below = 1}.
 struct Range {
   double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
@@ -45,19 +44,6 @@ struct Range {
     constexpr double kInf = std::numeric_limits<double>::infinity();
     return x >= min && x <= max && (above == -kInf || x > above) && (below == kInf || x < below);
   }
-};
-
-struct Min {
-  double value;
-  constexpr operator Range() const { return {.min = value}; }
-};
-struct Above {
-  double value;
-  constexpr operator Range() const { return {.above = value}; }
-};
-struct Between {
-  double min, max;
-  constexpr operator Range() const { return {.min = min, .max = max}; }
 };
 
 template <class C, class T>

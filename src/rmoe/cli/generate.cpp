@@ -73,9 +73,8 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("-n,--tokens", c.tokens, "tokens to generate at most")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
-  auto* temperature = app.add_option("--temperature", c.sampling.temperature, "divides the logits; 0: greedy")
-                          ->check(CLI::NonNegativeNumber)
-                          ->capture_default_str();
+  auto* temperature =
+      app.add_option("--temperature", c.sampling.temperature, "divides the logits; 0: greedy")->capture_default_str();
   app.add_option("--top-k", c.sampling.top_k, "draw from the k likeliest tokens; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

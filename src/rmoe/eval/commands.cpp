@@ -100,6 +100,7 @@ EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
   const LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const SplitFile data = find_data(run, command);
+  RMOE_CHECK(fs::exists(data.path), data.path.string(), ": no such token file");
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 

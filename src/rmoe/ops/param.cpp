@@ -46,7 +46,8 @@ ParamTable::ParamTable(uint64_t seed, at::ScalarType dtype, at::Device device) {
 }
 
 Tensor ParamTable::add(std::string name, Shape shape, Init init, ParamTraits traits) {
-  RMOE_ASSERT(names_.insert(name).second, "parameter ", name, " is declared twice");
+  const bool is_new = names_.insert(name).second;
+  RMOE_ASSERT(is_new, "parameter ", name, " is declared twice");
   for (int64_t size : shape) RMOE_CHECK(size > 0, "parameter ", name, ": every size must be positive, got ", size);
   Param param{std::move(name), std::move(shape), init, std::move(traits), {}};
   if (make_) param.value = make_(param);

@@ -90,7 +90,8 @@ TEST(Bind, UnknownKeysSayWhereAndWhatIsNear) {
   EXPECT_EQ(flag_error({"--part.topk=3"}), "--part.topk=3: unknown key 'part.topk' | did you mean 'top_k'?");
 }
 
-TEST(Bind, RightKeyInTheWrongSectionIsPointedTo) {
+TEST(Bind, KeyOfAnotherSectionIsPointedTo) {
+  EXPECT_EQ(error("[part.shape]\ntopk = 3"), "f.toml:2:1: unknown key 'part.shape.topk' | did you mean 'part.top_k'?");
   EXPECT_EQ(error("top_k = 3"), "f.toml:1:1: unknown key 'top_k' | did you mean 'part.top_k'?");
   EXPECT_EQ(error("[part]\nhigh = 3"), "f.toml:2:1: unknown key 'part.high' | did you mean 'part.limits.high'?");
   EXPECT_EQ(error("[part]\nradius = 3"), "f.toml:2:1: unknown key 'part.radius' | did you mean 'part.shape.radius'?");
@@ -314,7 +315,7 @@ TEST(Merge, ANewKindDropsTheOldKindsOptionsAndKeepsSharedOnes) {
   EXPECT_EQ(error(toml, {"--part.shape.kind=point", "--part.shape.radius=4"}).substr(0, 54),
             "--part.shape.radius=4: unknown key 'part.shape.radius'");
   EXPECT_EQ(error("[part.shape]\nkind = 'circle'\nradios = 5\n", {"--part.shape.kind=point"}),
-            "f.toml:3:1: unknown key 'part.shape.radios' | known: kind");
+            "f.toml:3:1: unknown key 'part.shape.radios' | did you mean 'part.shape.radius'?");
 }
 
 TEST(Merge, ReplacesListsAndScalarsWhole) {

@@ -106,9 +106,9 @@ TEST(Doc, TextAndMarkdownHaveALineForEveryKey) {
 
 TEST(RangeText, NamesTheBounds) {
   EXPECT_EQ(range_text({}), "");
-  EXPECT_EQ(range_text(Min{1}), "at least 1");
-  EXPECT_EQ(range_text(Above{0}), "above 0");
-  EXPECT_EQ(range_text(Between{0, 1}), "at least 0 and at most 1");
+  EXPECT_EQ(range_text({.min = 1}), "at least 1");
+  EXPECT_EQ(range_text({.above = 0}), "above 0");
+  EXPECT_EQ(range_text({.min = 0, .max = 1}), "at least 0 and at most 1");
   EXPECT_EQ(range_text({.below = 1}), "below 1");
 }
 

@@ -39,7 +39,7 @@ namespace example {
 
 struct CircleOptions {
   double radius = 1;
-  static constexpr auto fields() { return std::tuple{Field{"radius", &CircleOptions::radius, "radius", Above{0}}}; }
+  static constexpr auto fields() { return std::tuple{Field{"radius", &CircleOptions::radius, "radius", {.above = 0}}}; }
 };
 struct BoxOptions {
   double width = 1;
@@ -58,7 +58,7 @@ struct Weighted {
   double weight = 1;
   static constexpr auto fields() {
     using C = Weighted;
-    return std::tuple{Field{"", &C::shape, "which shape"}, Field{"weight", &C::weight, "its share", Min{0}}};
+    return std::tuple{Field{"", &C::shape, "which shape"}, Field{"weight", &C::weight, "its share", {.min = 0}}};
   }
 };
 
@@ -80,7 +80,7 @@ struct Part {
   Choice<Shapes> shape{"box"};
   static constexpr auto fields() {
     using C = Part;
-    return std::tuple{Field{"top_k", &C::top_k, "experts per token", Min{1}}, Field{"limits", &C::limits, "ends"},
+    return std::tuple{Field{"top_k", &C::top_k, "experts per token", {.min = 1}}, Field{"limits", &C::limits, "ends"},
                       Field{"shape", &C::shape, "outline"}};
   }
 };
@@ -105,8 +105,8 @@ struct Config {
                       Field{"rate", &C::rate, "share", {.min = 0, .below = 1}},
                       Field{"title", &C::title, "a text"},
                       Field{"color", &C::color, "a | color"},
-                      Field{"sizes", &C::sizes, "sizes", Min{1}},
-                      Field{"rates", &C::rates, "rates", Between{0, 1}},
+                      Field{"sizes", &C::sizes, "sizes", {.min = 1}},
+                      Field{"rates", &C::rates, "rates", {.min = 0, .max = 1}},
                       Field{"words", &C::words, "words"},
                       Field{"colors", &C::colors, "colors"},
                       Field{"part", &C::part, "a part"},

@@ -42,7 +42,7 @@ class Reader : public testing::Test {
   }
 
   TempDir dir_;
-  const std::string text_ = sample(700'000);
+  const std::string text_ = sample(300'000);
 };
 
 TEST_F(Reader, GivesTheSameTextFromEveryPacking) {
@@ -108,7 +108,7 @@ TEST_F(Reader, EmptyFilesAreOneMemberWithoutBytes) {
 }
 
 TEST_F(Reader, TextThatLooksLikeNothingIsText) {
-  for (const std::string text : {"x", "begin 644 a\n", "PK", "BZ", "\x1F\x9D", std::string("\0\0", 2).c_str()}) {
+  for (const std::string& text : std::vector<std::string>{"x", "begin 644 a\n", "PK", "BZ", "\x1F\x9D", std::string(2, '\0')}) {
     write_file_atomic(dir_ / "a.txt", text);
     EXPECT_EQ(read_single(dir_ / "a.txt"), text);
   }
@@ -128,7 +128,7 @@ TEST_F(Reader, RefusesCutOffFiles) {
 
 TEST_F(Reader, RefusesFilesWithOneWrongBit) {
   write_gz(dir_ / "data.txt.gz", text_);
-  flip_bit(dir_ / "data.txt.gz", 100'000);
+  flip_bit(dir_ / "data.txt.gz", 60'000);
   EXPECT_ERROR(read_single(dir_ / "data.txt.gz"), Exit::kBadInput, "data.txt.gz");
   write_gz(dir_ / "sum.txt.gz", text_);
   flip_bit(dir_ / "sum.txt.gz", -6);  // the check sum itself
@@ -137,7 +137,7 @@ TEST_F(Reader, RefusesFilesWithOneWrongBit) {
   flip_bit(dir_ / "a.txt.zst", 1);
   EXPECT_ERROR(read_single(dir_ / "a.txt.zst"), Exit::kBadInput, "a.txt.zst");
   write_zip(dir_ / "a.zip", {{"a.txt", text_}});
-  flip_bit(dir_ / "a.zip", 100'000);
+  flip_bit(dir_ / "a.zip", 60'000);
   EXPECT_ERROR(read_single(dir_ / "a.zip"), Exit::kBadInput, "a.zip:a.txt");
 }
 
