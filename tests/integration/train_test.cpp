@@ -1,9 +1,9 @@
 // Training as a whole: it learns, it resumes bit for bit, and its own evaluation is the command's.
-#include <gtest/gtest.h>
-
 #include <csignal>
 #include <fstream>
 #include <thread>
+
+#include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
@@ -51,7 +51,8 @@ class EveryRun : public ::testing::TestWithParam<std::tuple<Family, bool>> {
     config.train.dtype = Precision::kBf16;
     return config;
   }
-  std::map<std::string, Tensor> weights(const fs::path& run, int64_t step, const char* file = "model.safetensors") const {
+  std::map<std::string, Tensor> weights(const fs::path& run, int64_t step,
+                                        const char* file = "model.safetensors") const {
     return read_tensors(run / "checkpoints" / ("step_" + std::to_string(step)) / file);
   }
   TempDir dir_;

@@ -1,9 +1,10 @@
 // Both model families with both routers against the independent PyTorch script of tests/golden: logits, losses, every
 // gradient, and the losses of ten optimizer steps.
+#include "tests/support/golden.h"
+
 #include <gtest/gtest.h>
 
 #include "rmoe/train/optimizer.h"
-#include "tests/support/golden.h"
 
 namespace rmoe {
 namespace {
@@ -122,22 +123,24 @@ std::string case_name(const ::testing::TestParamInfo<Case>& param_info) {
 }
 
 constexpr double kExact = 1e-11, kSingle = 1e-5;
-INSTANTIATE_TEST_SUITE_P(All, GoldenParity,
-                         ::testing::Values(Case{"span_smoe", at::kDouble, kExact}, Case{"span_rmoe", at::kDouble, kExact},
-                                           Case{"llama_smoe", at::kDouble, kExact},
-                                           Case{"llama_rmoe", at::kDouble, kExact},
-                                           Case{"span_smoe", at::kFloat, kSingle}, Case{"span_rmoe", at::kFloat, kSingle},
-                                           Case{"llama_smoe", at::kFloat, kSingle},
-                                           Case{"llama_rmoe", at::kFloat, kSingle}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(
+    All, GoldenParity,
+    ::testing::Values(Case{"span_smoe", at::kDouble, kExact}, Case{"span_rmoe", at::kDouble, kExact},
+                      Case{"llama_smoe", at::kDouble, kExact}, Case{"llama_rmoe", at::kDouble, kExact},
+                      Case{"span_smoe", at::kFloat, kSingle}, Case{"span_rmoe", at::kFloat, kSingle},
+                      Case{"llama_smoe", at::kFloat, kSingle}, Case{"llama_rmoe", at::kFloat, kSingle}),
+    case_name);
 // Only the span family has a block cache.
 INSTANTIATE_TEST_SUITE_P(All, GoldenBlocks,
-                         ::testing::Values(Case{"span_smoe", at::kDouble, kExact}, Case{"span_rmoe", at::kDouble, kExact},
-                                           Case{"span_smoe", at::kFloat, kSingle}, Case{"span_rmoe", at::kFloat, kSingle}),
+                         ::testing::Values(Case{"span_smoe", at::kDouble, kExact},
+                                           Case{"span_rmoe", at::kDouble, kExact},
+                                           Case{"span_smoe", at::kFloat, kSingle},
+                                           Case{"span_rmoe", at::kFloat, kSingle}),
                          case_name);
 // In fp64 only: one routing flip moves later losses by more than fp32's error.
 INSTANTIATE_TEST_SUITE_P(All, GoldenTraining,
-                         ::testing::Values(Case{"span_smoe", at::kDouble, kExact}, Case{"span_rmoe", at::kDouble, kExact},
+                         ::testing::Values(Case{"span_smoe", at::kDouble, kExact},
+                                           Case{"span_rmoe", at::kDouble, kExact},
                                            Case{"llama_smoe", at::kDouble, kExact},
                                            Case{"llama_rmoe", at::kDouble, kExact}),
                          case_name);

@@ -6,8 +6,8 @@
 
 #include "rmoe/base/config.h"
 #include "rmoe/io/safetensors.h"
-#include "rmoe/ops/tensor_file.h"
 #include "rmoe/models/model.h"
+#include "rmoe/ops/tensor_file.h"
 
 namespace rmoe::testing {
 

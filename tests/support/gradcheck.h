@@ -1,9 +1,9 @@
 // Gradients against central differences, in fp64.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <functional>
+
+#include <gtest/gtest.h>
 
 #include "rmoe/ops/torch.h"
 
@@ -51,7 +51,9 @@ inline void expect_as_accurate(const Tensor& got, const Tensor& plain, const Ten
   ASSERT_EQ(got.sizes(), oracle.sizes()) << what;
   if (got.numel() == 0) return;
   const double scale = std::max(oracle.abs().max().item<double>(), 1e-6);
-  const double epsilon = got.scalar_type() == at::kBFloat16 ? 0x1p-8 : got.scalar_type() == at::kFloat ? 0x1p-23 : 0x1p-52;
+  const double epsilon = got.scalar_type() == at::kBFloat16 ? 0x1p-8
+                         : got.scalar_type() == at::kFloat  ? 0x1p-23
+                                                            : 0x1p-52;
   const double error = (got.to(at::kDouble) - oracle).abs().max().item<double>();
   const double allowed = (plain.to(at::kDouble) - oracle).abs().max().item<double>();
   EXPECT_LE(error, 2 * allowed + 4 * epsilon * scale) << what;

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "rmoe/base/config.h"
-#include "rmoe/models/model.h"
 #include "rmoe/config/run.h"
+#include "rmoe/models/model.h"
 
 namespace rmoe::testing {
 

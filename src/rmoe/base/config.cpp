@@ -50,7 +50,8 @@ void merge_at(Node& into, const Node& over, const std::string& path) {
     return;
   }
   const std::string old_kind = kind_in(into), new_kind = kind_in(over);
-  if (!old_kind.empty() && !new_kind.empty() && old_kind != new_kind) {
+  // An unwritten old kind is the default's, which this file does not know: it may be another one.
+  if (!new_kind.empty() && old_kind != new_kind) {
     for (auto& entry : *table) entry.node.outdated = true;
   }
   for (const auto& [key, child] : *over_table) {

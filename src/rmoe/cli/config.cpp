@@ -52,7 +52,7 @@ void add_reader(CLI::App& app, const char* name, const char* summary, Globals& g
   CLI::App* reader = app.add_subcommand(name, summary);
   auto file = std::make_shared<std::string>();
   reader->add_option("CONFIG", *file, "config file; without it, the defaults and the flags");
-  reader->footer(str("Example:\n  rmoe config ", name, " configs/demo.toml --model.layers=4"));
+  reader->footer(str("Example:\n  rmoe config ", name, " configs/demo_rmoe.toml --model.layers=4"));
   take_config_flags(*reader);
   reader->callback([file, &globals, action] {
     action(load_config<RunConfig>(*file, globals.config_flags), file->empty() ? "defaults" : *file);
@@ -73,7 +73,7 @@ void setup(CLI::App& app, Globals& globals) {
 }
 
 RMOE_REGISTER_COMMAND("config", "show, check or document a config",
-                      "rmoe config show configs/demo.toml --model.layers=4", setup);
+                      "rmoe config show configs/demo_rmoe.toml --model.layers=4", setup);
 
 }  // namespace
 }  // namespace rmoe::cli

@@ -74,7 +74,8 @@ void setup_prepare(CLI::App& app, Globals& globals) {
   app.add_option("--sample-bytes", o->sample_bytes, "text that a SentencePiece model is made from")
       ->capture_default_str();
   app.add_option("--text-key", o->text_key, "key of the text in JSON lines")->capture_default_str();
-  app.add_option("--extension", o->extensions, "file ending that counts as text in folders and archives, e.g. html");
+  app.add_option("--extension", o->extensions, "file ending that counts as text in folders and archives, e.g. html")
+      ->allow_extra_args(false);
   app.add_option("--document-end", o->document_end, "a text line that ends a document, e.g. '<|endoftext|>'");
   app.add_option("--valid", o->valid, "share of the text for validation, or a file")->capture_default_str();
   app.add_option("--test", o->test, "share of the text for the test, or a file")->capture_default_str();

@@ -1,9 +1,12 @@
 // rmoe train: trains a model from a config.
-#include <CLI/App.hpp>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 
+#include <CLI/App.hpp>
+
 #include "rmoe/base/config.h"
+#include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
 #include "rmoe/train/run.h"
@@ -18,15 +21,15 @@ struct Options {
 void setup(CLI::App& app, Globals& globals) {
   auto options = std::make_shared<Options>();
   app.add_option("CONFIG", options->config, "config file (TOML); any key of it can be given as a flag");
-  app.add_option("--out", options->out, "run folder; without it, runs/NAME-SEED");
+  app.add_option("--out", options->out, "run folder; without it, runs/CONFIG-SEED");
   app.add_option("--resume", options->resume, "auto: go on where the folder's run stopped, or start; never; must")
       ->check(CLI::IsMember({"auto", "never", "must"}));
   take_config_flags(app);
   app.callback([options, &globals] {
     auto config = load_config<RunConfig>(options->config, globals.config_flags);
     if (globals.threads > 0) config.train.threads = globals.threads;
-    const std::string name = config.name.empty() ? "run" : config.name;
-    const std::string out = options->out.empty() ? "runs/" + name + "-" + std::to_string(config.train.seed) : options->out;
+    const std::string stem = options->config.empty() ? "run" : std::filesystem::path(options->config).stem().string();
+    const std::string out = options->out.empty() ? str("runs/", stem, "-", config.train.seed) : options->out;
     const Resume resume = options->resume == "auto"    ? Resume::kAuto
                           : options->resume == "never" ? Resume::kNever
                                                        : Resume::kMust;

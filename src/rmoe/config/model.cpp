@@ -11,8 +11,9 @@ void MoeConfig::validate() const {
 void ModelConfig::validate() const {
   RMOE_CHECK(width % heads == 0, "width must be a multiple of heads, got width = ", width, " and heads = ", heads);
   RMOE_CHECK(dense_layers <= layers, "dense_layers must be at most layers, got ", dense_layers, " of ", layers);
-  RMOE_CHECK(moe_layers() == layers || static_cast<double>(dense_inner()) <= kWidest, "dense blocks are top_k * expert_width = ", dense_inner(),
-             " wide, expected at most ", kWidest, "; set dense_width");
+  RMOE_CHECK(moe_layers() == layers || static_cast<double>(dense_inner()) <= kWidest,
+             "dense blocks are top_k * expert_width = ", dense_inner(), " wide, expected at most ", kWidest,
+             "; set dense_width");
   RMOE_CHECK(static_cast<double>(layers * moe.experts) <= kMostExperts, "layers * moe.experts must be at most ",
              kMostExperts, ", got layers = ", layers, " and experts = ", moe.experts);
   if (family == Family::kLlama) {

@@ -42,17 +42,25 @@ struct MoeConfig {
 
   static constexpr auto fields() {
     using C = MoeConfig;
-    return std::tuple{
-        Field{"experts", &C::experts, "experts per MoE layer (N)", {.min = 1, .max = kMostExperts}},
-        Field{"top_k", &C::top_k, "experts per token (K)", {.min = 1}},
-        Field{"expert_width", &C::expert_width, "inner width of one expert (F); small for fine-grained experts", {.min = 1, .max = kWidest}},
-        Field{"every", &C::every, "of the layers after the leading dense ones, each n-th is MoE, the first included", {.min = 1}},
-        Field{"shared_width", &C::shared_width, "inner width of the expert that every token uses; 0: none (llama)", {.min = 0, .max = kWidest}},
-        Field{"moe_weight", &C::moe_weight, "weight of the routed experts beside a shared expert"},
-        Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
-        Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
-        Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
-        Field{"balance", &C::balance, "balance losses, each with a weight"}};
+    return std::tuple{Field{"experts", &C::experts, "experts per MoE layer (N)", {.min = 1, .max = kMostExperts}},
+                      Field{"top_k", &C::top_k, "experts per token (K)", {.min = 1}},
+                      Field{"expert_width",
+                            &C::expert_width,
+                            "inner width of one expert (F); small for fine-grained experts",
+                            {.min = 1, .max = kWidest}},
+                      Field{"every",
+                            &C::every,
+                            "of the layers after the leading dense ones, each n-th is MoE, the first included",
+                            {.min = 1}},
+                      Field{"shared_width",
+                            &C::shared_width,
+                            "inner width of the expert that every token uses; 0: none (llama)",
+                            {.min = 0, .max = kWidest}},
+                      Field{"moe_weight", &C::moe_weight, "weight of the routed experts beside a shared expert"},
+                      Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
+                      Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
+                      Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
+                      Field{"balance", &C::balance, "balance losses, each with a weight"}};
   }
   void validate() const;
 };
@@ -61,7 +69,8 @@ struct MoeConfig {
 struct SpanConfig {
   int64_t span = 2048;
   static constexpr auto fields() {
-    return std::tuple{Field{"span", &SpanConfig::span, "positions before it that a token attends to (S)", {.min = 1, .max = kWidest}}};
+    return std::tuple{Field{
+        "span", &SpanConfig::span, "positions before it that a token attends to (S)", {.min = 1, .max = kWidest}}};
   }
 };
 
@@ -74,11 +83,13 @@ struct LlamaConfig {
 
   static constexpr auto fields() {
     using C = LlamaConfig;
-    return std::tuple{
-        Field{"kv_heads", &C::kv_heads, "heads of keys and values (grouped-query attention); 0: as many as heads", {.min = 0}},
-        Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
-        Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
-        Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
+    return std::tuple{Field{"kv_heads",
+                            &C::kv_heads,
+                            "heads of keys and values (grouped-query attention); 0: as many as heads",
+                            {.min = 0}},
+                      Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
+                      Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
+                      Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
   }
 };
 
@@ -99,15 +110,25 @@ struct ModelConfig {
   static constexpr auto fields() {
     using C = ModelConfig;
     return std::tuple{
-        Field{"family", &C::family, "span: the paper's small-scale post-norm transformer; llama: pre-norm with RoPE and SwiGLU"},
+        Field{"family", &C::family,
+              "span: the paper's small-scale post-norm transformer; llama: pre-norm with RoPE and SwiGLU"},
         Field{"vocab_size", &C::vocab_size, "size of the vocabulary (V); 0: the data's", {.min = 0, .max = 1e9}},
         Field{"layers", &C::layers, "layers (L)", {.min = 1, .max = 10000}},
         Field{"width", &C::width, "model width (D)", {.min = 1, .max = kWidest}},
         Field{"heads", &C::heads, "attention heads (H)", {.min = 1}},
         Field{"dense_layers", &C::dense_layers, "leading layers with a dense feed-forward block", {.min = 0}},
-        Field{"dense_width", &C::dense_width, "inner width of dense blocks; 0: top_k * expert_width", {.min = 0, .max = kWidest}},
-        Field{"dropout", &C::dropout, "dropout; span: attention weights, inside and after experts; llama: after each block", {.min = 0, .below = 1}},
-        Field{"init_std", &C::init_std, "standard deviation of the start; 0: torch's defaults per layer type", {.min = 0}},
+        Field{"dense_width",
+              &C::dense_width,
+              "inner width of dense blocks; 0: top_k * expert_width",
+              {.min = 0, .max = kWidest}},
+        Field{"dropout",
+              &C::dropout,
+              "dropout; span: attention weights, inside and after experts; llama: after each block",
+              {.min = 0, .below = 1}},
+        Field{"init_std",
+              &C::init_std,
+              "standard deviation of the start; 0: torch's defaults per layer type",
+              {.min = 0}},
         Field{"moe", &C::moe, "the MoE layers"},
         Field{"span", &C::span, "span family only"},
         Field{"llama", &C::llama, "llama family only"}};

@@ -60,10 +60,12 @@ struct ScheduleConfig {
 
   static constexpr auto fields() {
     using C = ScheduleConfig;
-    return std::tuple{
-        Field{"decay", &C::decay, "how the learning rate falls after the warm-up"},
-        Field{"warmup", &C::warmup, "steps of linear growth to the peak", {.min = 0}},
-        Field{"final_ratio", &C::final_ratio, "last learning rate over the peak, for linear and cosine", {.min = 0, .max = 1}}};
+    return std::tuple{Field{"decay", &C::decay, "how the learning rate falls after the warm-up"},
+                      Field{"warmup", &C::warmup, "steps of linear growth to the peak", {.min = 0}},
+                      Field{"final_ratio",
+                            &C::final_ratio,
+                            "last learning rate over the peak, for linear and cosine",
+                            {.min = 0, .max = 1}}};
   }
   // Learning rate of step `step` (counted from 0) of `steps`, as a factor of the peak.
   double factor(int64_t step, int64_t steps) const;

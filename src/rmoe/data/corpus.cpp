@@ -265,6 +265,12 @@ Corpus::Corpus(const std::vector<fs::path>& inputs, CorpusOptions options) : opt
   }
 }
 
+Corpus Corpus::as_stored() const {
+  Corpus corpus = *this;
+  corpus.options_.invalid = InvalidUtf8::kKeep;
+  return corpus;
+}
+
 int64_t Corpus::stored_bytes() const {
   int64_t sum = 0;
   for (const Source& source : sources_) sum += source.stored_bytes;

@@ -52,6 +52,9 @@ class Corpus {
   const std::vector<Source>& sources() const { return sources_; }
   int64_t stored_bytes() const;
 
+  // The same files with the bytes of plain text as they are, whatever they are.
+  Corpus as_stored() const;
+
   // Reads everything once. Throws kBadInput naming file and line or byte for text that cannot be used; a kBadInput of
   // the sink gets the file's name before it.
   void read(DocumentSink& sink, const ReadProgress& progress = {}) const;

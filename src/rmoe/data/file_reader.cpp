@@ -71,9 +71,11 @@ struct FileReader::State {
   std::vector<char> buffer = std::vector<char>(kChunk);
   std::string name, inner;
   std::string gz_error;
+  int read_error = 0;  // errno, where it was not the contents that failed
   bool started = false, at_end = false;
 
   [[noreturn]] void fail() const {
+    if (read_error != 0) io_error("cannot read ", path.string(), ": ", errno_text(read_error));
     const char* message = archive_error_string(reader.get());
     const std::string why = !gz_error.empty() ? gz_error : message ? message : "unknown error";
     input_error((name.empty() ? path.string() : name), ": cannot be unpacked: ", why);
@@ -87,7 +89,8 @@ struct FileReader::State {
     const char* message = gzerror(state.gz.get(), &code);
     // A cut-off file gives what it has first, and says so only at the end.
     if (count < 0 || (count == 0 && code != Z_OK && code != Z_STREAM_END)) {
-      state.gz_error = code == Z_ERRNO ? errno_text(errno) : message;
+      if (code == Z_ERRNO) state.read_error = errno;
+      state.gz_error = message;
       if (state.gz_error.starts_with(state.path.string() + ": "))
         state.gz_error.erase(0, state.path.string().size() + 2);
       archive_set_error(a, EIO, "%s", state.gz_error.c_str());

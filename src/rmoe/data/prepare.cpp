@@ -379,7 +379,8 @@ class Preparation {
     int64_t before = 0;
     for (Part& part : parts_) {
       Scan sink(part.published != nullptr);
-      part.corpus.read(sink, pass.after(before));
+      // What was published is compared before anything in it is replaced.
+      (part.published ? part.corpus.as_stored() : part.corpus).read(sink, pass.after(before));
       before += part.corpus.stored_bytes();
       const std::string first = name_of(part.corpus.sources().front().path);
       const size_t files = part.corpus.sources().size();

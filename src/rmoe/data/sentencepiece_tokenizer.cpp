@@ -2,7 +2,8 @@
 // Text is encoded line by line, so that files of any size stream. What the model would change is encoded as byte pieces
 // by us: U+2581, which stands for a space inside the model, the zero byte, and bytes that are not UTF-8.
 // (libtorch exports protobuf types of its own, but none of those that libsentencepiece uses; FLAGS_minloglevel, which
-// both define, decides the link order in CMakeLists.txt. sentencepiece_test.cpp runs in a program with libtorch loaded.)
+// both define, decides the link order in CMakeLists.txt. sentencepiece_test.cpp runs in a program with libtorch
+// loaded.)
 #include <algorithm>
 #include <array>
 #include <unordered_map>

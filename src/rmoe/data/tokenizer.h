@@ -80,6 +80,7 @@ class Tokenizer {
   // Writes tokenizer.json (and tokenizer.model for SentencePiece) into an existing folder.
   void save(const std::filesystem::path& folder) const;
 
+  // Both refer to the tokenizer, which must outlive them.
   virtual std::unique_ptr<Encoder> encoder() const = 0;
   virtual std::unique_ptr<Decoder> decoder() const = 0;
 

@@ -55,9 +55,12 @@ class LlamaModel : public Model {
     const ParamScope root(table), model = root / "model";
     const int64_t D = c.width, V = c.vocab_size, C = c.head_width(), KV = c.kv_heads() * C;
     const double std = c.init_std;
-    embedding_VD_ = model.add("embed_tokens.weight", {V, D}, Init::normal(std > 0 ? std : 1), {.matmul = c.llama.tie_embeddings});
+    embedding_VD_ =
+        model.add("embed_tokens.weight", {V, D}, Init::normal(std > 0 ? std : 1), {.matmul = c.llama.tie_embeddings});
     auto moe = nn::make_moe_layers(c, nn::ExpertKind::kSwiglu, model);
-    const auto norm = [&](const ParamScope& scope) { return scope.add("weight", {D}, Init::ones(), {.matmul = false}); };
+    const auto norm = [&](const ParamScope& scope) {
+      return scope.add("weight", {D}, Init::ones(), {.matmul = false});
+    };
     for (int64_t i = 0; i < c.layers; ++i) {
       const ParamScope scope = nn::layer_scope(model, i), attention = scope / "self_attn";
       Layer layer;
@@ -97,7 +100,8 @@ class LlamaModel : public Model {
       const auto dropped = [&](const Tensor& y, Site site) {
         return options.training ? dropout(y, config_.dropout, key(site)) : y;
       };
-      x = x + dropped(attention(layer, norm(x, layer.input_norm_D), rotary, result.memory.layers[i], options), kAttention);
+      x = x +
+          dropped(attention(layer, norm(x, layer.input_norm_D), rotary, result.memory.layers[i], options), kAttention);
       const Tensor n = norm(x, layer.output_norm_D);
       Tensor y;
       if (layer.moe) {

@@ -22,7 +22,8 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   size.active_params = table.active_count();
   for (const Param& p : table.all()) {
     const bool experts = p.name.find(".experts.") != std::string::npos;
-    const bool routing = p.name.find("block_sparse_moe") != std::string::npos || p.name.find("rnn_router") != std::string::npos;
+    const bool routing =
+        p.name.find("block_sparse_moe") != std::string::npos || p.name.find("rnn_router") != std::string::npos;
     if (routing && !experts) size.router_params += p.count();
   }
   // Scores and weighted sum over the positions in reach; span adds the product with the position keys.

@@ -20,8 +20,8 @@ struct Memory {
 };
 
 enum class Remember {
-  kNothing,     // each call is a text of its own
-  kHidden,      // training on consecutive blocks: the past is constant, but keys and values of it still train the weights
+  kNothing,  // each call is a text of its own
+  kHidden,   // training on consecutive blocks: the past is constant, but keys and values of it still train the weights
   kKeysValues,  // inference
 };
 

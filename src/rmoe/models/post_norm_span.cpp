@@ -17,7 +17,9 @@ struct LayerNorm {
   LayerNorm(int64_t width, const ParamScope& scope)
       : weight_D(scope.add("weight", {width}, Init::ones(), {.matmul = false})),
         bias_D(scope.add("bias", {width}, Init::zeros(), {.matmul = false})) {}
-  Tensor operator()(const Tensor& x) const { return at::layer_norm(x, {x.size(-1)}, weight_D.to(x.scalar_type()), bias_D.to(x.scalar_type()), kNormEps); }
+  Tensor operator()(const Tensor& x) const {
+    return at::layer_norm(x, {x.size(-1)}, weight_D.to(x.scalar_type()), bias_D.to(x.scalar_type()), kNormEps);
+  }
   Tensor weight_D, bias_D;
 };
 
@@ -44,8 +46,10 @@ class SpanModel : public Model {
   SpanModel(const ModelConfig& c, ParamTable& table) : Model(c) {
     const ParamScope root(table), model = root / "model";
     const int64_t D = c.width, V = c.vocab_size;
-    embedding_VD_ = model.add("embed_tokens.weight", {V, D}, Init::normal(c.init_std > 0 ? c.init_std : 1), {.matmul = false});
-    key_pe_1CS_ = model.add("key_pe", {1, c.head_width(), c.span.span}, Init::normal(c.init_std > 0 ? c.init_std : 1), {.matmul = false});
+    embedding_VD_ =
+        model.add("embed_tokens.weight", {V, D}, Init::normal(c.init_std > 0 ? c.init_std : 1), {.matmul = false});
+    key_pe_1CS_ = model.add("key_pe", {1, c.head_width(), c.span.span}, Init::normal(c.init_std > 0 ? c.init_std : 1),
+                            {.matmul = false});
     auto moe = nn::make_moe_layers(c, nn::ExpertKind::kRelu, model);
     const Init init = matrix_init(D, c.init_std);
     for (int64_t i = 0; i < c.layers; ++i) {
@@ -121,8 +125,9 @@ class SpanModel : public Model {
       v = heads(affine(context, layer.v_DD));
       if (options.remember == Remember::kHidden) memory.hidden_BSD = context.detach().narrow(1, M, S);
     }
-    const Tensor out = span_attention(heads(affine(h_BMD, layer.q_DD)), k, v, key_pe_1CS_.squeeze(0).to(h_BMD.scalar_type()),
-                                      options.training ? config_.dropout : 0.0, key);
+    const Tensor out =
+        span_attention(heads(affine(h_BMD, layer.q_DD)), k, v, key_pe_1CS_.squeeze(0).to(h_BMD.scalar_type()),
+                       options.training ? config_.dropout : 0.0, key);
     return affine(out.transpose(1, 2).reshape({B, M, D}), layer.o_DD);
   }
 

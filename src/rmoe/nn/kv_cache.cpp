@@ -49,10 +49,10 @@ std::pair<Tensor, Tensor> KvCache::append_window(const Tensor& k, const Tensor& 
   }
   if (length_ + added > k_.size(2)) {
     // Room for another window's worth of appends, so that moving the kept part is rare.
-    k_ = at::cat({k_.narrow(2, length_ - window, window), at::empty_like(k_.narrow(2, 0, window)),
-                  at::empty_like(k)}, 2);
-    v_ = at::cat({v_.narrow(2, length_ - window, window), at::empty_like(v_.narrow(2, 0, window)),
-                  at::empty_like(v)}, 2);
+    k_ = at::cat({k_.narrow(2, length_ - window, window), at::empty_like(k_.narrow(2, 0, window)), at::empty_like(k)},
+                 2);
+    v_ = at::cat({v_.narrow(2, length_ - window, window), at::empty_like(v_.narrow(2, 0, window)), at::empty_like(v)},
+                 2);
     length_ = window;
   }
   put(k, v);

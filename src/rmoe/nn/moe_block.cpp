@@ -31,9 +31,9 @@ MoeLayers make_moe_layers(const ModelConfig& config, ExpertKind kind, const Para
     if (config.is_moe(layer)) scopes.push_back(layer_scope(model_scope, layer) / "block_sparse_moe");
   }
   MoeLayers result;
-  result.stage = config.moe.stage.create(
-      routing::StageShape{.model_width = config.width, .init_deviation = config.init_std}, model_scope / "rnn_router",
-      scopes);
+  result.stage =
+      config.moe.stage.create(routing::StageShape{.model_width = config.width, .init_deviation = config.init_std},
+                              model_scope / "rnn_router", scopes);
   const ExpertsShape shape{.kind = kind,
                            .experts = config.moe.experts,
                            .top_k = config.moe.top_k,

@@ -1,4 +1,5 @@
-// x W^T + b with the weights read in x's dtype: parameters stay in fp32 (the master copy) whatever the model computes in.
+// x W^T + b with the weights read in x's dtype: parameters stay in fp32 (the master copy) whatever the model computes
+// in.
 #pragma once
 
 #include "rmoe/ops/torch.h"

@@ -5,8 +5,9 @@
 namespace rmoe {
 namespace {
 
-// out[i] = x[index[i]], where every row of x is read by exactly x.size(0) == inverse.size(0) / copies rows: the gradient
-// is again a gather (through the inverse), not a scatter, so it needs no atomics and has one order of summation.
+// out[i] = x[index[i]], where every row of x is read by exactly x.size(0) == inverse.size(0) / copies rows: the
+// gradient is again a gather (through the inverse), not a scatter, so it needs no atomics and has one order of
+// summation.
 class GatherRows : public torch::autograd::Function<GatherRows> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& index,
@@ -47,7 +48,10 @@ Tensor dispatch_rows(const Tensor& x_TD, const Dispatch& dispatch) {
 Tensor combine_rows(const Tensor& rows_MD, const Tensor& weights_TK, const Dispatch& dispatch) {
   const int64_t tokens = weights_TK.size(0), top_k = weights_TK.size(1), width = rows_MD.size(1);
   const Tensor chosen = GatherRows::apply(rows_MD, dispatch.inverse_M, dispatch.order_M);
-  return weights_TK.to(rows_MD.scalar_type()).view({tokens, 1, top_k}).bmm(chosen.view({tokens, top_k, width})).squeeze(1);
+  return weights_TK.to(rows_MD.scalar_type())
+      .view({tokens, 1, top_k})
+      .bmm(chosen.view({tokens, top_k, width}))
+      .squeeze(1);
 }
 
 }  // namespace rmoe

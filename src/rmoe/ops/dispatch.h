@@ -1,5 +1,5 @@
-// Moves tokens to experts and back. Rows are sorted by expert by a stable sort of the expert ids, so the order, and with
-// it every sum, is the same each time.
+// Moves tokens to experts and back. Rows are sorted by expert by a stable sort of the expert ids, so the order, and
+// with it every sum, is the same each time.
 #pragma once
 
 #include "rmoe/ops/torch.h"
@@ -8,8 +8,8 @@ namespace rmoe {
 
 // M = T*K routed rows, row t*K + k being choice k of token t.
 struct Dispatch {
-  Tensor order_M;    // int64: sorted position -> routed row
-  Tensor inverse_M;  // int64: routed row -> sorted position
+  Tensor order_M;                 // int64: sorted position -> routed row
+  Tensor inverse_M;               // int64: routed row -> sorted position
   std::vector<int64_t> counts_N;  // rows per expert, in the sorted order
 };
 

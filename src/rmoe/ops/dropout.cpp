@@ -22,12 +22,15 @@ void mask_into(Tensor& out, const Tensor& in, double p, DropoutKey key, int64_t 
   RMOE_CHECK(in.device().is_cpu(), "dropout: x must be on the CPU, got ", in.device().str());
   RMOE_ASSERT(in.is_contiguous() && out.is_contiguous());
   switch (in.scalar_type()) {
-    case at::kFloat: return run(out.data_ptr<float>(), in.const_data_ptr<float>(), in.numel(), p, key, first_index);
-    case at::kDouble: return run(out.data_ptr<double>(), in.const_data_ptr<double>(), in.numel(), p, key, first_index);
+    case at::kFloat:
+      return run(out.data_ptr<float>(), in.const_data_ptr<float>(), in.numel(), p, key, first_index);
+    case at::kDouble:
+      return run(out.data_ptr<double>(), in.const_data_ptr<double>(), in.numel(), p, key, first_index);
     case at::kBFloat16:
       return run(reinterpret_cast<kernels::Bf16*>(out.data_ptr()),
                  reinterpret_cast<const kernels::Bf16*>(in.const_data_ptr()), in.numel(), p, key, first_index);
-    default: RMOE_CHECK(false, "dropout: x must be fp32, fp64 or bf16, got ", in.scalar_type());
+    default:
+      RMOE_CHECK(false, "dropout: x must be fp32, fp64 or bf16, got ", in.scalar_type());
   }
 }
 

@@ -68,7 +68,8 @@ Tensor grouped_linear(const Tensor& x_MI, const Tensor& w_NOI, const Tensor& b_N
   const int64_t rows = std::accumulate(counts_N.begin(), counts_N.end(), int64_t{0});
   RMOE_CHECK(rows == x_MI.size(0), "grouped_linear: counts sum to ", rows, " but x has ", x_MI.size(0), " rows");
   const auto dtype = x_MI.scalar_type();
-  return GroupedLinear::apply(x_MI, w_NOI.to(dtype), b_NO.defined() ? std::optional<Tensor>(b_NO.to(dtype)) : std::nullopt, counts_N);
+  return GroupedLinear::apply(x_MI, w_NOI.to(dtype),
+                              b_NO.defined() ? std::optional<Tensor>(b_NO.to(dtype)) : std::nullopt, counts_N);
 }
 
 }  // namespace rmoe

@@ -9,15 +9,14 @@ namespace {
 using Forward = Tensor(const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&,
                        const Tensor&);
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                                            const std::optional<Tensor>&,
+                                                                            const std::optional<Tensor>&, const Tensor&,
                                                                             const Tensor&, const Tensor&,
-                                                                            const Tensor&, const Tensor&);
+                                                                            const Tensor&);
 
 void check(const Tensor& x, const std::optional<Tensor>& state, const Tensor& w_ih, const Tensor& w_hh,
            const Tensor& b_ih, const Tensor& b_hh) {
   RMOE_CHECK(x.dim() == 2, "gru_cell: x must be [T, I], got ", x.sizes());
-  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == 3 * w_hh.size(1), "gru_cell: w_hh must be [3P, P], got ",
-             w_hh.sizes());
+  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == 3 * w_hh.size(1), "gru_cell: w_hh must be [3P, P], got ", w_hh.sizes());
   const int64_t P = w_hh.size(1);
   RMOE_CHECK(w_ih.dim() == 2 && w_ih.size(0) == 3 * P && w_ih.size(1) == x.size(1), "gru_cell: w_ih must be [", 3 * P,
              ", ", x.size(1), "], got ", w_ih.sizes());

@@ -1,8 +1,8 @@
 #include "rmoe/ops/param.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-
 #include <cmath>
+
+#include <ATen/CPUGeneratorImpl.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
@@ -37,9 +37,15 @@ ParamTable::ParamTable(uint64_t seed, at::ScalarType dtype, at::Device device) {
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(mix(seed, stream, 0));
     Tensor start = at::empty(param.shape, at::kFloat);
     switch (param.init.kind) {
-      case Init::Kind::kConstant: start.fill_(param.init.value); break;
-      case Init::Kind::kNormal: start.normal_(0, param.init.value, generator); break;
-      case Init::Kind::kUniform: start.uniform_(-param.init.value, param.init.value, generator); break;
+      case Init::Kind::kConstant:
+        start.fill_(param.init.value);
+        break;
+      case Init::Kind::kNormal:
+        start.normal_(0, param.init.value, generator);
+        break;
+      case Init::Kind::kUniform:
+        start.uniform_(-param.init.value, param.init.value, generator);
+        break;
     }
     return start.to(at::TensorOptions(device).dtype(dtype)).requires_grad_(true);
   };

@@ -2,12 +2,12 @@
 // and the optimizer all read it, so they cannot disagree.
 #pragma once
 
-#include "rmoe/ops/torch.h"
-
 #include <cstdint>
 #include <functional>
 #include <string_view>
 #include <unordered_set>
+
+#include "rmoe/ops/torch.h"
 
 namespace rmoe {
 
@@ -31,8 +31,8 @@ struct Init {
 // torch.nn.Linear and its cells, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 Init matrix_init(int64_t fan_in, double deviation);
 
-// How a tensor appears in a checkpoint: as itself, or cut along its first dimension into tensors with names of their own
-// (the experts of a layer, the gates of a cell), as the Hugging Face layout has them.
+// How a tensor appears in a checkpoint: as itself, or cut along its first dimension into tensors with names of their
+// own (the experts of a layer, the gates of a cell), as the Hugging Face layout has them.
 struct StoredParts {
   std::vector<std::string> names;  // empty: stored whole
   bool drop_dim = false;           // each part is one row of the first dimension, stored without that dimension

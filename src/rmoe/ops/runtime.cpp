@@ -1,7 +1,8 @@
 #include "rmoe/ops/runtime.h"
 
-#include <ATen/Parallel.h>
 #include <malloc.h>
+
+#include <ATen/Parallel.h>
 
 #include "rmoe/base/process.h"
 

@@ -9,8 +9,9 @@ namespace rmoe {
 namespace {
 
 constexpr std::pair<at::ScalarType, io::DType> kTypes[] = {
-    {at::kFloat, io::DType::kF32}, {at::kDouble, io::DType::kF64}, {at::kBFloat16, io::DType::kBF16}, {at::kHalf, io::DType::kF16},
-    {at::kLong, io::DType::kI64},  {at::kInt, io::DType::kI32},    {at::kByte, io::DType::kU8},       {at::kBool, io::DType::kBool}};
+    {at::kFloat, io::DType::kF32}, {at::kDouble, io::DType::kF64}, {at::kBFloat16, io::DType::kBF16},
+    {at::kHalf, io::DType::kF16},  {at::kLong, io::DType::kI64},   {at::kInt, io::DType::kI32},
+    {at::kByte, io::DType::kU8},   {at::kBool, io::DType::kBool}};
 
 io::DType file_type(at::ScalarType type, const std::string& name) {
   for (const auto& [torch_type, dtype] : kTypes) {
@@ -62,7 +63,8 @@ void load_tensors(const std::filesystem::path& path, const NamedTensors& targets
   if (!missing.empty() || !unused.empty()) {
     std::string what;
     if (!missing.empty()) what += rmoe::str(missing.size(), " missing in the file: ", shorten(missing));
-    if (!unused.empty()) what += rmoe::str(what.empty() ? "" : "; ", unused.size(), " not in the model: ", shorten(unused));
+    if (!unused.empty())
+      what += rmoe::str(what.empty() ? "" : "; ", unused.size(), " not in the model: ", shorten(unused));
     throw Error(Exit::kBadInput, rmoe::str(path.string(), ": its tensors are not the model's: ", what));
   }
   at::NoGradGuard no_grad;

@@ -14,8 +14,8 @@ using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 void save_tensors(const std::filesystem::path& path, const NamedTensors& tensors,
                   const std::map<std::string, std::string>& metadata = {});
 
-// Copies the file's tensors into `targets` in place. Every target must be in the file with its dtype and shape, and every
-// tensor of the file must have a target; otherwise Error(kBadInput) that lists both sides.
+// Copies the file's tensors into `targets` in place. Every target must be in the file with its dtype and shape, and
+// every tensor of the file must have a target; otherwise Error(kBadInput) that lists both sides.
 void load_tensors(const std::filesystem::path& path, const NamedTensors& targets);
 
 // All tensors of a file, copied.

@@ -1,7 +1,7 @@
 // RMoE's stage (reference, section 1): h_i = GRU(Proj_i(x_i), h_{i-1}) with one cell shared by all layers and a
 // projection of its own in each.
-#include "rmoe/ops/gru_cell.h"
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/gru_cell.h"
 #include "rmoe/routing/router.h"
 
 namespace rmoe::routing {
@@ -16,8 +16,7 @@ class GruStage : public Stage {
     }
   };
 
-  GruStage(const Options& options, const StageShape& s, const ParamScope& shared,
-           const std::vector<ParamScope>& layers)
+  GruStage(const Options& options, const StageShape& s, const ParamScope& shared, const std::vector<ParamScope>& layers)
       : width_(options.width) {
     const int64_t P = width_;
     for (const ParamScope& layer : layers) {
@@ -32,8 +31,7 @@ class GruStage : public Stage {
         parts.names.push_back(shared.join(kind + side + gate));
       }
       const auto uses = static_cast<double>(layers.size());
-      return shared.add(packed, std::move(shape), init,
-                        {.uses = uses, .matmul = matrix, .stored = std::move(parts)});
+      return shared.add(packed, std::move(shape), init, {.uses = uses, .matmul = matrix, .stored = std::move(parts)});
     };
     w_ih_ = add("weight_ih", "i", {3 * P, P}, true);
     w_hh_ = add("weight_hh", "h", {3 * P, P}, true);

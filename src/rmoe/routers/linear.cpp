@@ -17,8 +17,8 @@ class LinearRouter : public Router {
     // The public layout calls the gate behind a stage weight2 and a plain one gate.weight.
     weight_NR_ = scope.add(s.recurrent ? "weight2" : "gate.weight", {s.experts, s.feature_width}, init);
     if (options.bias) {
-      bias_N_ = scope.add(s.recurrent ? "bias2" : "gate.bias", {s.experts},
-                          s.init_deviation > 0 ? Init::zeros() : init);
+      bias_N_ =
+          scope.add(s.recurrent ? "bias2" : "gate.bias", {s.experts}, s.init_deviation > 0 ? Init::zeros() : init);
     }
   }
 

@@ -24,8 +24,8 @@ class SwitchBalance : public Balance {
   }
 };
 
-// The small-scale baselines' own (reference, section 2): N sum_n f_n (sum_t p_tn) / (T K) per layer, summed over layers.
-// 1/K per layer at uniform routing.
+// The small-scale baselines' own (reference, section 2): N sum_n f_n (sum_t p_tn) / (T K) per layer, summed over
+// layers. 1/K per layer at uniform routing.
 class SmallScaleBalance : public Balance {
  public:
   Tensor loss(const RoutingTrace& trace) const override {

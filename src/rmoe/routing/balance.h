@@ -3,15 +3,16 @@
 // loss states its normalization and its value at uniform routing.
 #pragma once
 
-#include "rmoe/routing/gate.h"
 #include "rmoe/config/registries.h"
+#include "rmoe/routing/gate.h"
 
 namespace rmoe::routing {
 
 class Balance {
  public:
   virtual ~Balance() = default;
-  // Scalar in the probabilities' dtype; differentiable in the probabilities, not in the counts. Zero for an empty trace.
+  // Scalar in the probabilities' dtype; differentiable in the probabilities, not in the counts. Zero for an empty
+  // trace.
   virtual Tensor loss(const RoutingTrace& trace) const = 0;
 };
 

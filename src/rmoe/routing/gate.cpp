@@ -12,9 +12,8 @@ Routing select_top_k(const Tensor& logits_TN, int64_t top_k) {
   routing.logits_TN = logits_TN;
   routing.probs_TN = logits_TN.softmax(-1);
   // A stable sort, not topk: topk leaves the order of equal scores open.
-  routing.ids_TK = std::get<1>(logits_TN.detach().sort(/*stable=*/true, -1, /*descending=*/true))
-                       .narrow(1, 0, top_k)
-                       .contiguous();
+  routing.ids_TK =
+      std::get<1>(logits_TN.detach().sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, top_k).contiguous();
   routing.weights_TK = logits_TN.gather(1, routing.ids_TK).softmax(-1);
   routing.counts_N = at::bincount(routing.ids_TK.flatten(), {}, experts);
   return routing;

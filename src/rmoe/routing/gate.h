@@ -10,8 +10,8 @@ struct Routing {
   Tensor ids_TK;      // int64, by falling score
   Tensor weights_TK;  // of the logits' dtype; what the experts' outputs are multiplied by; sums to 1 per token
   Tensor logits_TN;
-  Tensor probs_TN;   // softmax over all N
-  Tensor counts_N;   // int64, tokens per expert; integer and outside autograd
+  Tensor probs_TN;  // softmax over all N
+  Tensor counts_N;  // int64, tokens per expert; integer and outside autograd
 };
 
 // What the routers of one forward pass did, one entry per MoE layer.

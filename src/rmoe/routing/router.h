@@ -3,8 +3,8 @@
 // State of a forward pass is a value (RouterCarry) that is handed from layer to layer and returned, never kept.
 #pragma once
 
-#include "rmoe/ops/param.h"
 #include "rmoe/config/registries.h"
+#include "rmoe/ops/param.h"
 
 namespace rmoe::routing {
 

@@ -7,9 +7,7 @@ namespace rmoe {
 namespace {
 
 // What has two dimensions as a checkpoint stores it is decayed; biases and norms are not.
-bool decays(const Param& param) {
-  return param.shape.size() - (param.traits.stored.drop_dim ? 1 : 0) >= 2;
-}
+bool decays(const Param& param) { return param.shape.size() - (param.traits.stored.drop_dim ? 1 : 0) >= 2; }
 
 }  // namespace
 

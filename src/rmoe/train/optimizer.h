@@ -1,9 +1,9 @@
 // Adam and AdamW over a parameter table, with clipping by the global gradient norm in the same pass.
 #pragma once
 
-#include "rmoe/ops/tensor_file.h"
-#include "rmoe/ops/param.h"
 #include "rmoe/config/run.h"
+#include "rmoe/ops/param.h"
+#include "rmoe/ops/tensor_file.h"
 
 namespace rmoe {
 

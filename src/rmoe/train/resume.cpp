@@ -15,9 +15,9 @@ namespace fs = std::filesystem;
 
 // What may differ between the parts of a run: how long, how watched and by how many threads, not what is computed.
 // (The number of threads changes the last bits of sums, not the method.)
-constexpr const char* kFreeKeys[] = {"/train/steps", "/train/tokens",     "/train/minutes", "/train/threads",
-                                     "/train/log_every", "/train/eval", "/train/checkpoint", "/train/sample",
-                                     "/data/path", "/name"};
+constexpr const char* kFreeKeys[] = {"/train/steps",     "/train/tokens", "/train/minutes",    "/train/threads",
+                                     "/train/log_every", "/train/eval",   "/train/checkpoint", "/train/sample",
+                                     "/data/path",       "/name"};
 
 bool is_free(const std::string& key) {
   for (const char* free : kFreeKeys) {
@@ -51,14 +51,13 @@ std::optional<io::Checkpoint> find_resume_point(const fs::path& out, Resume resu
   }
   std::optional<io::Checkpoint> checkpoint;
   if (holds_run) {
-    checkpoint = io::newest_valid(out, [](const fs::path&, const std::string& reason) {
-      log_warn(reason, "; this checkpoint is skipped");
-    });
+    checkpoint = io::newest_valid(
+        out, [](const fs::path&, const std::string& reason) { log_warn(reason, "; this checkpoint is skipped"); });
   }
   if (!checkpoint && !io::list_checkpoints(out).empty()) {
     throw Error(Exit::kBadInput,
-                str(out.string(), holds_run ? ": none of the run's checkpoints is whole"
-                                            : ": holds checkpoints but no config.toml"),
+                str(out.string(),
+                    holds_run ? ": none of the run's checkpoints is whole" : ": holds checkpoints but no config.toml"),
                 "nothing was changed; move the folder away to start over, or choose another --out");
   }
   if (!checkpoint) {

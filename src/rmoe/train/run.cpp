@@ -19,8 +19,8 @@
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
-#include "rmoe/ops/runtime.h"
 #include "rmoe/models/size.h"
+#include "rmoe/ops/runtime.h"
 #include "rmoe/train/machine.h"
 #include "rmoe/train/resume.h"
 #include "rmoe/train/signals.h"
@@ -53,13 +53,19 @@ struct RunData {
   std::unique_ptr<data::Tokenizer> tokenizer;
 
   explicit RunData(const fs::path& dir)
-      : train(data::TokenFile::open(dir / "train.tok")),
-        valid(data::TokenFile::open(dir / "valid.tok")),
-        tokenizer(data::Tokenizer::load(dir)) {
+      : train(open(dir, "train.tok")), valid(open(dir, "valid.tok")), tokenizer(data::Tokenizer::load(dir)) {
     for (const data::TokenFile* file : {&train, &valid}) {
       RMOE_CHECK(file->header().tokenizer_hash == tokenizer->hash(), file->path().string(),
                  ": was not made with the tokenizer.json beside it");
     }
+  }
+
+  static data::TokenFile open(const fs::path& dir, const char* name) {
+    if (!fs::exists(dir / name)) {
+      throw Error(Exit::kIo, str((dir / name).string(), ": there is no such file"),
+                  "data.path is a folder made by `rmoe data prepare`, with a training and a validation split");
+    }
+    return data::TokenFile::open(dir / name);
   }
 };
 
@@ -131,11 +137,18 @@ class Run {
       }
       progress.finish(progress_line());
     }
-    if (!stop.empty()) finish_line();
-    if (evaluated_step_ != trainer_.steps_done()) evaluate();
+    const bool finished = !stop.empty();
+    if (finished) {
+      finish_line();
+      if (evaluated_step_ != trainer_.steps_done()) evaluate();
+    }
     if (saved_step_ != trainer_.steps_done()) save();
-    if (!stop.empty()) sample("final.txt");
-    write_summary(!stop.empty(), stop.empty() ? "signal" : stop);
+    if (finished) {
+      sample("final.txt");
+    } else {
+      log_info("stopped by a signal, saved at step ", trainer_.steps_done(), "; the same command goes on from there");
+    }
+    write_summary(finished, finished ? stop : "signal");
     return {trainer_.steps_done(), valid_bits_, !stop.empty(), stop.empty() ? signals.received() : 0};
   }
 
@@ -145,7 +158,9 @@ class Run {
   }
 
   // Bits per character from nats per token; NaN (null in files) where characters are unknown.
-  static double bits(double nats, double characters_per_token) { return nats / std::numbers::ln2 / characters_per_token; }
+  static double bits(double nats, double characters_per_token) {
+    return nats / std::numbers::ln2 / characters_per_token;
+  }
 
   void announce(bool resumed) const {
     log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", stage ",
@@ -175,7 +190,10 @@ class Run {
     ++timed_steps_;
     window_.add(sums);
     last_ = sums;
-    smoothed_loss_ = smoothed_loss_ == 0 ? sums.loss : 0.98 * smoothed_loss_ + 0.02 * sums.loss;
+    // A mean over the last 20 steps or so; dividing by the weight corrects for the start at 0.
+    constexpr double kKeep = 0.95;
+    loss_sum_ = kKeep * loss_sum_ + sums.loss;
+    loss_weight_ = kKeep * loss_weight_ + 1;
 
     const TrainConfig& t = config_.train;
     const int64_t done = trainer_.steps_done();
@@ -190,7 +208,7 @@ class Run {
 
   double tokens_per_second() const {
     const double tokens = static_cast<double>(timed_steps_ * config_.train.batch * config_.train.block);
-    return step_seconds_ > 0 ? tokens / step_seconds_ : 0;
+    return step_seconds_ > 0 ? tokens / step_seconds_ : last_rate_;
   }
 
   // Share of the machine's peak: a training step counts as three forward passes.
@@ -199,7 +217,8 @@ class Run {
   double done_share() const {
     const TrainConfig& t = config_.train;
     double share = static_cast<double>(trainer_.steps_done()) / static_cast<double>(t.steps);
-    if (t.tokens > 0) share = std::max(share, static_cast<double>(trainer_.tokens_done()) / static_cast<double>(t.tokens));
+    if (t.tokens > 0)
+      share = std::max(share, static_cast<double>(trainer_.tokens_done()) / static_cast<double>(t.tokens));
     if (t.minutes > 0) share = std::max(share, seconds() / (60 * t.minutes));
     return std::min(share, 1.0);
   }
@@ -210,10 +229,11 @@ class Run {
     const double eta = share > 0 ? seconds() / share * (1 - share) : 0;
     std::string line = format("step %lld/%lld %3.0f%% ETA %s", static_cast<long long>(trainer_.steps_done()),
                               static_cast<long long>(config_.train.steps), 100 * share, duration_text(eta).c_str());
-    line += format(" | loss %.3f bpc %.3f", smoothed_loss_, bits(smoothed_loss_, characters_per_token_));
+    const double loss = loss_weight_ > 0 ? loss_sum_ / loss_weight_ : 0;
+    line += format(" | loss %.3f bpc %.3f", loss, bits(loss, characters_per_token_));
     line += format(" | lr %.1e gnorm %.2f bal %.4f", learning_rate_, last_.gradient_norm, last_.balance);
-    line += format(" | imb %.2f dead %lld H %.2f", load_imbalance(last_.counts), static_cast<long long>(dead_experts(last_.counts)),
-                   last_.entropy);
+    line += format(" | imb %.2f dead %lld H %.2f", load_imbalance(last_.counts),
+                   static_cast<long long>(dead_experts(last_.counts)), last_.entropy);
     line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
                    human_bytes(memory_now_bytes()).c_str());
     return line;
@@ -243,6 +263,7 @@ class Run {
       events_->add_scalar(str("train/", key), trainer_.steps_done(), line.at(key).get<double>());
     }
     rates_.push_back(rate);
+    last_rate_ = rate;
     window_ = {};
     step_seconds_ = 0;
     timed_steps_ = 0;
@@ -250,10 +271,9 @@ class Run {
 
   // True when this is the best so far.
   bool evaluate() {
-    const EvalResult result = rmoe::evaluate(trainer_.model(), data_.valid,
-                                                   {.block = config_.train.block,
-                                                    .max_tokens = config_.train.eval.tokens,
-                                                    .dtype = trainer_.dtype()});
+    const EvalResult result = rmoe::evaluate(
+        trainer_.model(), data_.valid,
+        {.block = config_.train.block, .max_tokens = config_.train.eval.tokens, .dtype = trainer_.dtype()});
     const double loss = result.nats / static_cast<double>(result.tokens);
     valid_bits_ = bits_per_character(result, data_.valid.header());
     metrics_->write({{"kind", "eval"},
@@ -286,10 +306,10 @@ class Run {
       prompt = data_.tokenizer->decode(ids);
     }
     const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer, prompt,
-                                                          {.max_new = s.length,
-                                                           .temperature = s.temperature,
-                                                           .seed = static_cast<uint64_t>(config_.train.seed),
-                                                           .dtype = trainer_.dtype()})
+                                                    {.max_new = s.length,
+                                                     .temperature = s.temperature,
+                                                     .seed = static_cast<uint64_t>(config_.train.seed),
+                                                     .dtype = trainer_.dtype()})
                                           .text;
     fs::create_directories(out_ / "samples");
     write_file_atomic(out_ / "samples" / file, text + "\n");
@@ -372,12 +392,33 @@ class Run {
   double seconds_before_ = 0;  // of earlier processes of this run
   double step_seconds_ = 0;    // training time since the last log line
   int64_t timed_steps_ = 0;
+  double last_rate_ = 0;       // tokens per second of the last log line
   std::vector<double> rates_;  // tokens per second of each log line
   StepSums window_, last_;
-  double smoothed_loss_ = 0, learning_rate_ = 0;
+  double loss_sum_ = 0, loss_weight_ = 0;  // of the smoothed loss
+  double learning_rate_ = 0;
   double best_loss_ = std::numeric_limits<double>::infinity(), best_bits_ = 0, valid_bits_ = 0;
   int64_t best_step_ = 0, evaluated_step_ = -1, saved_step_ = -1;
 };
+
+// Whether the run's summary says that its budget was used up at this step, and the config asks for no more.
+bool is_finished(const fs::path& out, int64_t step, const RunConfig& config) {
+  if (!fs::exists(out / "summary.json")) return false;
+  const Json summary = read_json_file(out / "summary.json");
+  const TrainConfig& t = config.train;
+  const bool used = (summary.value("stop", "") == "steps" && step >= t.steps) ||
+                    (t.tokens > 0 && step * t.batch * t.block >= t.tokens) ||
+                    (t.minutes > 0 && summary.value("seconds", 0.0) >= 60 * t.minutes);
+  return summary.value("finished", false) && summary.value("steps", int64_t{-1}) == step && used;
+}
+
+double last_valid_bits(const fs::path& out) {
+  double bits = std::nan("");
+  for (const Json& line : io::read_metrics(out / "metrics.jsonl")) {
+    if (line.value("kind", "") == "eval" && line.contains("bpc") && line.at("bpc").is_number()) bits = line.at("bpc");
+  }
+  return bits;
+}
 
 }  // namespace
 
@@ -394,6 +435,10 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
   const std::optional<io::Checkpoint> checkpoint = find_resume_point(out, resume, config);
   write_file_atomic(out / "config.toml", to_toml(config));
   data.tokenizer->save(out);
+  if (checkpoint && is_finished(out, checkpoint->step, config)) {
+    log_info(out.string(), ": finished already, at step ", checkpoint->step);
+    return {.steps = checkpoint->step, .valid_bits = last_valid_bits(out), .finished = true};
+  }
   Run run(config, out, std::move(data));
   if (checkpoint) run.resume(*checkpoint);
   return run.train();

@@ -22,8 +22,8 @@ struct TrainReport {
   int signal = 0;         // SIGINT or SIGTERM that ended it, after a save
 };
 
-// Trains in `out` until the config's budget is used up or a signal asks to stop. Errors: kBadInput for config, data or a
-// folder that holds another run; kDiverged; kIo.
+// Trains in `out` until the config's budget is used up or a signal asks to stop. Errors: kBadInput for config, data or
+// a folder that holds another run; kDiverged; kIo.
 TrainReport train(RunConfig config, const std::filesystem::path& out, Resume resume);
 
 }  // namespace rmoe

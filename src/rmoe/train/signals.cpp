@@ -1,7 +1,8 @@
 #include "rmoe/train/signals.h"
 
-#include <csignal>
 #include <unistd.h>
+
+#include <csignal>
 
 namespace rmoe {
 namespace {
@@ -17,7 +18,7 @@ void on_signal(int signal) {
 
 StopSignals::StopSignals() {
   g_received = 0;
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = on_signal;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

@@ -11,7 +11,8 @@ namespace {
 
 std::variant<data::StreamBatcher, data::WindowBatcher> make_batcher(const RunConfig& c, data::TokenFile tokens) {
   const auto seed = static_cast<uint64_t>(c.train.seed);
-  if (c.model.family == Family::kSpan) return data::StreamBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
+  if (c.model.family == Family::kSpan)
+    return data::StreamBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
   return data::WindowBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
 }
 
@@ -63,9 +64,7 @@ Trainer::Trainer(const RunConfig& config, data::TokenFile train_tokens)
       batcher_(make_batcher(config, std::move(train_tokens))),
       memories_(static_cast<size_t>(config.train.accumulate)) {}
 
-at::ScalarType Trainer::dtype() const {
-  return config_.train.dtype == Precision::kBf16 ? at::kBFloat16 : at::kFloat;
-}
+at::ScalarType Trainer::dtype() const { return config_.train.dtype == Precision::kBf16 ? at::kBFloat16 : at::kFloat; }
 
 double Trainer::learning_rate() const {
   return config_.train.optimizer.lr * config_.train.schedule.factor(steps_, config_.train.steps);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+
 #include <nlohmann/json.hpp>
 
 #include "rmoe/data/batcher.h"
@@ -14,10 +15,10 @@ namespace rmoe {
 // Sums over the steps since the last log line; part of a checkpoint, so that a resumed run logs the same numbers.
 struct StepSums {
   int64_t steps = 0;
-  double loss = 0;           // nats per token
-  double balance = 0;        // weighted balance losses
+  double loss = 0;     // nats per token
+  double balance = 0;  // weighted balance losses
   double gradient_norm = 0;
-  double entropy = 0;        // of the gate's softmax over N, nats, mean over tokens and layers
+  double entropy = 0;                        // of the gate's softmax over N, nats, mean over tokens and layers
   std::vector<std::vector<int64_t>> counts;  // [MoE layer][N] routed rows
 
   void add(const StepSums& step);

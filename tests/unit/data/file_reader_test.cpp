@@ -108,7 +108,8 @@ TEST_F(Reader, EmptyFilesAreOneMemberWithoutBytes) {
 }
 
 TEST_F(Reader, TextThatLooksLikeNothingIsText) {
-  for (const std::string& text : std::vector<std::string>{"x", "begin 644 a\n", "PK", "BZ", "\x1F\x9D", std::string(2, '\0')}) {
+  for (const std::string& text :
+       std::vector<std::string>{"x", "begin 644 a\n", "PK", "BZ", "\x1F\x9D", std::string(2, '\0')}) {
     write_file_atomic(dir_ / "a.txt", text);
     EXPECT_EQ(read_single(dir_ / "a.txt"), text);
   }

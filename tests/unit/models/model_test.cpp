@@ -120,7 +120,8 @@ TEST_P(EveryModel, MicroBatchesGiveTheGradientOfTheWhole) {
           .backward();
     }
     std::vector<Tensor> grads;
-    for (Param& param : table_.all()) grads.push_back(param.value.grad().defined() ? param.value.grad().clone() : Tensor());
+    for (Param& param : table_.all())
+      grads.push_back(param.value.grad().defined() ? param.value.grad().clone() : Tensor());
     return grads;
   };
   const auto whole = gradients(1);

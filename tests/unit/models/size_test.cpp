@@ -1,11 +1,12 @@
 // Parameter counts: from a config without building, equal to the built model and to the paper's table.
+#include "rmoe/models/size.h"
+
 #include <gtest/gtest.h>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
-#include "rmoe/models/model.h"
-#include "rmoe/models/size.h"
 #include "rmoe/config/run.h"
+#include "rmoe/models/model.h"
 
 namespace rmoe {
 namespace {

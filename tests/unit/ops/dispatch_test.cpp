@@ -1,7 +1,7 @@
 #include "rmoe/ops/dispatch.h"
 
-#include "rmoe/ops/grouped_linear.h"
 #include "rmoe/base/error.h"
+#include "rmoe/ops/grouped_linear.h"
 #include "rmoe/routing/gate.h"
 #include "tests/support/gradcheck.h"
 
@@ -40,7 +40,8 @@ Tensor by_experts(const Tensor& x, const Routed& r, const Tensor& w, const Tenso
 }
 
 TEST(Dispatch, ExpertsOnSortedRowsEqualTokenByToken) {
-  for (const auto& [T, N, K] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {1, 5, 2}, {17, 4, 1}, {33, 8, 3}, {6, 4, 4}}) {
+  for (const auto& [T, N, K] :
+       {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {1, 5, 2}, {17, 4, 1}, {33, 8, 3}, {6, 4, 4}}) {
     const Routed r(T, N, K, 1);
     const Tensor x = randn({T, 5}, 2), w = randn({N, 3, 5}, 3), b = randn({N, 3}, 4);
     EXPECT_LT((by_experts(x, r, w, b) - by_tokens(x, r, w, b)).abs().max().item<double>(), 1e-13)

@@ -62,9 +62,8 @@ TEST(GruCell, ZeroStateEqualsUndefinedState) {
 
 TEST(GruCell, GradientsMatchFiniteDifferences) {
   const Inputs in(3, 2, 4);
-  testing::expect_gradients(
-      [](const auto& v) { return gru_cell(v[0], v[1], v[2], v[3], v[4], v[5]); },
-      {in.x, in.state, in.w_ih, in.w_hh, in.b_ih, in.b_hh});
+  testing::expect_gradients([](const auto& v) { return gru_cell(v[0], v[1], v[2], v[3], v[4], v[5]); },
+                            {in.x, in.state, in.w_ih, in.w_hh, in.b_ih, in.b_hh});
 }
 
 TEST(GruCell, GradientsWithoutStateMatchFiniteDifferences) {

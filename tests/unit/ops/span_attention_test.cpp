@@ -73,7 +73,8 @@ TEST(SpanAttention, ManyHeadsInPiecesEqualFewHeads) {
   // More elements than one piece holds: 40 heads of 160 x (160 + 200).
   const Inputs in(5, 8, 160, 200, 4);
   const Tensor all = span_attention(in.q, in.k, in.v, in.key_pe, 0, {});
-  const Tensor last = span_attention(in.q.narrow(0, 4, 1), in.k.narrow(0, 4, 1), in.v.narrow(0, 4, 1), in.key_pe, 0, {});
+  const Tensor last =
+      span_attention(in.q.narrow(0, 4, 1), in.k.narrow(0, 4, 1), in.v.narrow(0, 4, 1), in.key_pe, 0, {});
   EXPECT_TRUE(at::allclose(all.narrow(0, 4, 1), last, 0, 1e-14));
 }
 

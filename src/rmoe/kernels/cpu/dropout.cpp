@@ -48,13 +48,13 @@ inline double times(double v, float s) { return v * static_cast<double>(s); }
 inline Bf16 times(Bf16 v, float s) { return to_bf16(to_float(v) * s); }
 
 // The indices of one call share their upper 32 bits.
-#define RMOE_DROPOUT_LOOP(T)                                                                             \
+#define RMOE_DROPOUT_LOOP(T)                                                                                 \
   RMOE_CLONES void dropout_loop(T* out, const T* in, int64_t n, uint32_t low, uint32_t high, uint32_t first, \
-                                uint32_t threshold, float scale) {                                       \
-    for (int64_t i = 0; i < n; ++i) {                                                                    \
-      const bool keep = draw(low, high, first + static_cast<uint32_t>(i)) >= threshold;                  \
-      out[i] = keep ? times(in[i], scale) : T{};                                                         \
-    }                                                                                                    \
+                                uint32_t threshold, float scale) {                                           \
+    for (int64_t i = 0; i < n; ++i) {                                                                        \
+      const bool keep = draw(low, high, first + static_cast<uint32_t>(i)) >= threshold;                      \
+      out[i] = keep ? times(in[i], scale) : T{};                                                             \
+    }                                                                                                        \
   }
 RMOE_DROPOUT_LOOP(float)
 RMOE_DROPOUT_LOOP(double)

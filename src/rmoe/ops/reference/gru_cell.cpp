@@ -4,7 +4,7 @@ namespace rmoe::reference {
 namespace {
 
 struct Gates {
-  Tensor r, z, n;  // [T, P]
+  Tensor r, z, n;   // [T, P]
   Tensor hidden_n;  // U_n h + b: what the reset gate multiplies
 };
 
@@ -30,9 +30,10 @@ Tensor gru_cell(const Tensor& x_TP, const std::optional<Tensor>& state_TP, const
   return at::lerp(g.n, *state_TP, g.z);  // (1 - z) n + z h
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(
-    const Tensor& grad_TP, const Tensor& x_TP, const std::optional<Tensor>& state_TP, const Tensor& w_ih,
-    const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_TP, const Tensor& x_TP,
+                                                                             const std::optional<Tensor>& state_TP,
+                                                                             const Tensor& w_ih, const Tensor& w_hh,
+                                                                             const Tensor& b_ih, const Tensor& b_hh) {
   const Gates g = gates_of(x_TP, state_TP, w_ih, w_hh, b_ih, b_hh);
   const Tensor d_n = grad_TP * (1 - g.z) * (1 - g.n * g.n);  // before the tanh
   const Tensor d_z = grad_TP * (state_TP ? *state_TP - g.n : -g.n) * g.z * (1 - g.z);

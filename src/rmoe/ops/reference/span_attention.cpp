@@ -31,8 +31,8 @@ struct Pieces {
   Tensor scores(const Tensor& q, const Tensor& k, const Tensor& key_pe) const {
     const Tensor products = q.bmm(k.transpose(1, 2));
     const Tensor position = q.matmul(key_pe);
-    Tensor sum = q.scalar_type() == at::kBFloat16 ? band(products).to(at::kFloat).add_(position)
-                                                  : band(products).add(position);
+    Tensor sum =
+        q.scalar_type() == at::kBFloat16 ? band(products).to(at::kFloat).add_(position) : band(products).add(position);
     return sum.mul_(scale);
   }
 
