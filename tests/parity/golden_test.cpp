@@ -42,7 +42,7 @@ Step run(const Golden& golden, const GoldenModel& m, int64_t index, Memory memor
   step.result = m.model->forward(tokens.narrow(1, 0, length).contiguous(), std::move(memory),
                                  {.dtype = dtype, .remember = span ? Remember::kHidden : Remember::kNothing});
   step.loss = at::cross_entropy_loss(step.result.logits_TV, tokens.narrow(1, 1, length).flatten());
-  step.balance = m.balance(step.result.trace);
+  step.balance = m.model->routing().loss(step.result.trace);
   return step;
 }
 

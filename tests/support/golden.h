@@ -58,7 +58,7 @@ inline Golden load_golden(const std::string& name) {
 // A model in `dtype` with the golden file's weights.
 struct GoldenModel {
   GoldenModel(const Golden& golden, at::ScalarType dtype)
-      : table(1, dtype), model(make_model(golden.config, table)), balance(golden.config.moe.balance) {
+      : table(1, dtype), model(make_model(golden.config, table)) {
     at::NoGradGuard no_grad;
     for (const Param& param : table.all()) {
       for (auto& [name, part] : param.stored()) part.copy_(golden["param." + name]);
@@ -66,7 +66,6 @@ struct GoldenModel {
   }
   ParamTable table;
   std::unique_ptr<Model> model;
-  BalanceLosses balance;
 };
 
 }  // namespace rmoe::testing

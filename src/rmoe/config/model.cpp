@@ -5,7 +5,8 @@
 namespace rmoe {
 
 void MoeConfig::validate() const {
-  RMOE_CHECK(top_k <= experts, "top_k must be at most experts, got top_k = ", top_k, " and experts = ", experts);
+  RMOE_CHECK(top_k <= all_experts(), "top_k must be at most the number of experts, got top_k = ", top_k,
+             " and experts = ", all_experts());
 }
 
 void ModelConfig::validate() const {
@@ -14,8 +15,8 @@ void ModelConfig::validate() const {
   RMOE_CHECK(moe_layers() == layers || static_cast<double>(dense_inner()) <= kWidest,
              "dense blocks are top_k * expert_width = ", dense_inner(), " wide, expected at most ", kWidest,
              "; set dense_width");
-  RMOE_CHECK(static_cast<double>(layers * moe.experts) <= kMostExperts, "layers * moe.experts must be at most ",
-             kMostExperts, ", got layers = ", layers, " and experts = ", moe.experts);
+  RMOE_CHECK(static_cast<double>(layers * moe.all_experts()) <= kMostExperts, "layers * moe.experts must be at most ",
+             kMostExperts, ", got layers = ", layers, " and experts = ", moe.all_experts());
   if (family == Family::kLlama) {
     RMOE_CHECK(head_width() % 2 == 0, "rotary embeddings need an even head width, got width / heads = ", head_width());
     RMOE_CHECK(heads % kv_heads() == 0, "heads must be a multiple of llama.kv_heads, got heads = ", heads,

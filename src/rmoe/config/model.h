@@ -17,6 +17,14 @@ struct EnumNames<Family> {
 // Sizes beyond these are mistakes; below them no count of parameters leaves 64 bits.
 inline constexpr double kWidest = 1e6, kMostExperts = 1e5;
 
+struct TransformConfig {
+  Choice<routing::TransformRegistry> transform{"residual"};
+
+  static constexpr auto fields() {
+    return std::tuple{Field{"", &TransformConfig::transform, "transform; `rmoe list transforms` shows all"}};
+  }
+};
+
 struct BalanceConfig {
   Choice<routing::BalanceRegistry> loss{"switch"};
   double weight = 0.01;
@@ -32,12 +40,19 @@ struct MoeConfig {
   int64_t experts = 16;
   int64_t top_k = 2;
   int64_t expert_width = 352;
+  int64_t null_experts = 0;
+  int64_t copy_experts = 0;
   int64_t every = 1;
   int64_t shared_width = 0;
   double moe_weight = 0.5;
   double shared_weight = 0.5;
   Choice<routing::StageRegistry> stage{"none"};
   Choice<routing::RouterRegistry> router{"linear"};
+  int64_t router_group = 1;
+  std::vector<TransformConfig> transforms;
+  Choice<routing::ScoreRegistry> score{"softmax_selected"};
+  Choice<routing::SelectionRegistry> selection{"top_k"};
+  double capacity = 0;
   std::vector<BalanceConfig> balance = {BalanceConfig{}};
 
   static constexpr auto fields() {
@@ -48,6 +63,14 @@ struct MoeConfig {
                             &C::expert_width,
                             "inner width of one expert (F); small for fine-grained experts",
                             {.min = 1, .max = kWidest}},
+                      Field{"null_experts",
+                            &C::null_experts,
+                            "further experts that give zero and cost nothing (MoE++)",
+                            {.min = 0, .max = kMostExperts}},
+                      Field{"copy_experts",
+                            &C::copy_experts,
+                            "further experts that give their input and cost nothing (MoE++)",
+                            {.min = 0, .max = kMostExperts}},
                       Field{"every",
                             &C::every,
                             "of the layers after the leading dense ones, each n-th is MoE, the first included",
@@ -60,9 +83,22 @@ struct MoeConfig {
                       Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
                       Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
                       Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
-                      Field{"balance", &C::balance, "balance losses, each with a weight"}};
+                      Field{"router_group",
+                            &C::router_group,
+                            "consecutive MoE layers that share one head; 0: all of them",
+                            {.min = 0}},
+                      Field{"transforms", &C::transforms, "what changes the logits, in this order"},
+                      Field{"score", &C::score, "logits to scores and weights; `rmoe list scores` shows all"},
+                      Field{"selection", &C::selection, "which experts a token goes to; `rmoe list selections`"},
+                      Field{"capacity",
+                            &C::capacity,
+                            "in training, rows per expert over the even share, lowest scores dropped; 0: dropless",
+                            {.min = 0}},
+                      Field{"balance", &C::balance, "what keeps the experts evenly used, each with a weight"}};
   }
   void validate() const;
+  // N: those that compute and those that do not.
+  int64_t all_experts() const { return experts + null_experts + copy_experts; }
 };
 
 // What only the span family has.

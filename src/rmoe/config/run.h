@@ -24,6 +24,12 @@ struct EnumNames<Precision> {
   static constexpr std::array names{std::pair{Precision::kFp32, "fp32"}, std::pair{Precision::kBf16, "bf16"}};
 };
 
+enum class Recompute { kNone, kLayer };
+template <>
+struct EnumNames<Recompute> {
+  static constexpr std::array names{std::pair{Recompute::kNone, "none"}, std::pair{Recompute::kLayer, "layer"}};
+};
+
 struct DataConfig {
   std::string path;
   static constexpr auto fields() {
@@ -121,8 +127,10 @@ struct TrainConfig {
   int64_t accumulate = 1;
   int64_t block = 256;
   Precision dtype = Precision::kFp32;
+  Recompute recompute = Recompute::kNone;
   int64_t threads = 0;
   int64_t log_every = 10;
+  bool routing_stats = true;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   EvalConfig eval;
@@ -140,8 +148,12 @@ struct TrainConfig {
         Field{"accumulate", &C::accumulate, "micro-batches per step, whose gradients are summed", {.min = 1}},
         Field{"block", &C::block, "tokens per sequence and step", {.min = 1}},
         Field{"dtype", &C::dtype, "of activations and matrix products; weights, routers and optimizer stay fp32"},
+        Field{"recompute",
+              &C::recompute,
+              "layer: keep each layer's input only and run it again in backward; less memory, a third more time"},
         Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0}},
         Field{"log_every", &C::log_every, "steps per line of metrics.jsonl", {.min = 1}},
+        Field{"routing_stats", &C::routing_stats, "sum up what the routers do (loads, entropy, drops) for logs"},
         Field{"optimizer", &C::optimizer, "Adam and AdamW"},
         Field{"schedule", &C::schedule, "learning rate over time"},
         Field{"eval", &C::eval, "evaluation during training"},

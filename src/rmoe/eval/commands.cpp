@@ -127,11 +127,11 @@ EvalReport run_eval(const EvalCommand& command) {
   report.bits_per_character = finite(bits_per_character(result, tokens.header()));
   report.word_perplexity = finite(word_perplexity(result, tokens.header()));
   report.perplexity = perplexity(result);
-  report.load_imbalance = finite(load_imbalance(result.expert_counts));
-  report.gate_entropy = finite(result.gate_entropy);
-  report.dead_experts = dead_experts(result.expert_counts);
-  for (const auto& layer : result.expert_counts) report.experts += std::ssize(layer);
-  report.expert_fraction = fractions(result.expert_counts);
+  report.load_imbalance = finite(routing::load_imbalance(result.routing.counts));
+  report.gate_entropy = finite(result.routing.mean_entropy());
+  report.dead_experts = routing::dead_experts(result.routing.counts);
+  for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
+  report.expert_fraction = fractions(result.routing.counts);
   report.seconds = result.seconds;
   if (data.own && result.tokens == tokens.size() - 1) {
     const fs::path path = run.dir / "eval" / (data.split + ".json");

@@ -34,35 +34,21 @@ class Sums {
       throw Error(Exit::kDiverged, str("evaluate: the loss is ", result_.nats, " among the first ", result_.tokens,
                                        " tokens: the weights are damaged or the training diverged"));
     }
-    add_routing(forward.trace);
+    result_.routing.add(forward.trace);
     if (options_.progress) options_.progress(result(), total_);
   }
 
   EvalResult result() const {
     EvalResult result = result_;
-    const auto rows = static_cast<double>(result.tokens) * static_cast<double>(result.expert_counts.size());
-    result.gate_entropy = entropy_ / rows;
     result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     return result;
   }
 
  private:
-  void add_routing(const routing::RoutingTrace& trace) {
-    result_.expert_counts.resize(trace.size());
-    for (size_t layer = 0; layer < trace.size(); ++layer) {
-      entropy_ += at::special_entr(trace[layer].probs_TN).sum(at::kDouble).item<double>();
-      const Tensor counts_N = trace[layer].counts_N.cpu().contiguous();
-      auto& sums = result_.expert_counts[layer];
-      sums.resize(static_cast<size_t>(counts_N.numel()));
-      for (size_t e = 0; e < sums.size(); ++e) sums[e] += counts_N.const_data_ptr<int64_t>()[e];
-    }
-  }
-
   const EvalOptions& options_;
   const int64_t total_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   EvalResult result_;
-  double entropy_ = 0;
 };
 
 // Tokens [begin, begin + count]: count inputs, and their targets one further.
@@ -169,23 +155,6 @@ double word_perplexity(const EvalResult& result, const data::TokenHeader& header
 }
 
 double perplexity(const EvalResult& result) { return std::exp(result.nats / static_cast<double>(result.tokens)); }
-
-double load_imbalance(const std::vector<std::vector<int64_t>>& expert_counts) {
-  double sum = 0;
-  for (const auto& layer : expert_counts) {
-    double total = 0;
-    for (const int64_t count : layer) total += static_cast<double>(count);
-    const auto most = static_cast<double>(*std::max_element(layer.begin(), layer.end()));
-    sum += most * static_cast<double>(layer.size()) / total;
-  }
-  return sum / static_cast<double>(expert_counts.size());
-}
-
-int64_t dead_experts(const std::vector<std::vector<int64_t>>& expert_counts) {
-  int64_t dead = 0;
-  for (const auto& layer : expert_counts) dead += std::count(layer.begin(), layer.end(), 0);
-  return dead;
-}
 
 int64_t inference_piece(const ModelConfig& config) {
   // The span kernel multiplies each query with all keys of its piece: much longer than the span is waste, much shorter

@@ -11,14 +11,14 @@
 
 #include "rmoe/data/token_file.h"
 #include "rmoe/models/model.h"
+#include "rmoe/routing/sums.h"
 
 namespace rmoe {
 
 struct EvalResult {
-  double nats = 0;                                  // summed over the predicted tokens
-  int64_t tokens = 0;                               // predicted
-  std::vector<std::vector<int64_t>> expert_counts;  // [MoE layer][N], routed rows
-  double gate_entropy = 0;  // nats, of the softmax over all N, mean over tokens and MoE layers; NaN without MoE layers
+  double nats = 0;     // summed over the predicted tokens
+  int64_t tokens = 0;  // predicted
+  routing::RoutingSums routing;
   double seconds = 0;
 };
 
@@ -43,11 +43,6 @@ double predicted_words(const EvalResult& result, const data::TokenHeader& header
 double bits_per_character(const EvalResult& result, const data::TokenHeader& header);  // NaN: characters are unknown
 double word_perplexity(const EvalResult& result, const data::TokenHeader& header);     // NaN: words are unknown
 double perplexity(const EvalResult& result);                                           // per token
-
-// Largest over mean load of an expert, averaged over MoE layers; 1 is even. NaN without MoE layers.
-double load_imbalance(const std::vector<std::vector<int64_t>>& expert_counts);
-// Experts that no token chose, summed over layers.
-int64_t dead_experts(const std::vector<std::vector<int64_t>>& expert_counts);
 
 // Tokens of one text that a model reads at once in inference, so that attention scores and logits keep to a bounded
 // size.

@@ -58,6 +58,7 @@ class LlamaModel : public Model {
     embedding_VD_ =
         model.add("embed_tokens.weight", {V, D}, Init::normal(std > 0 ? std : 1), {.matmul = c.llama.tie_embeddings});
     auto moe = nn::make_moe_layers(c, nn::ExpertKind::kSwiglu, model);
+    pipeline_ = moe.pipeline;
     const auto norm = [&](const ParamScope& scope) {
       return scope.add("weight", {D}, Init::ones(), {.matmul = false});
     };
@@ -93,46 +94,56 @@ class LlamaModel : public Model {
     result.memory.position += S;
 
     Tensor x = at::embedding(embedding_VD_, tokens_BS).to(options.dtype);
-    routing::RouterCarry carry;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
-      const auto key = [&](Site site) { return options.dropout_key.at(i * kSites + site); };
-      const auto dropped = [&](const Tensor& y, Site site) {
-        return options.training ? dropout(y, config_.dropout, key(site)) : y;
-      };
-      x = x +
-          dropped(attention(layer, norm(x, layer.input_norm_D), rotary, result.memory.layers[i], options), kAttention);
-      const Tensor n = norm(x, layer.output_norm_D);
-      Tensor y;
-      if (layer.moe) {
-        auto moe = layer.moe->forward(n.reshape({-1, D}), std::move(carry), options.training, key(kInner));
-        y = moe.y_TD.view(x.sizes());
-        if (layer.shared) y = config_.moe.moe_weight * y + config_.moe.shared_weight * (*layer.shared)(n);
-        carry = std::move(moe.carry);
-        result.trace.push_back(std::move(moe.routing));
-      } else {
-        y = (*layer.mlp)(n);
-      }
-      x = x + dropped(y, kOutput);
-    }
+    const bool remember = options.remember == Remember::kKeysValues;
+    const auto memories = remember ? result.memory.layers.data() : nullptr;
+    const auto step = [this, rotary, memories](size_t i, const Tensor& h, routing::RouterCarry carry,
+                                               const LayerInput& in) {
+      return layer(i, h, std::move(carry), in, rotary, memories ? &memories[i].kv : nullptr);
+    };
+    x = run_layers(std::move(x), tokens_BS, options, step, result.trace);
     if (options.last_logits_only) x = x.narrow(1, S - 1, 1);
     result.logits_TV = affine(norm(x, norm_D_).reshape({-1, D}), head_VD_);
     return result;
   }
 
  private:
+  nn::LayerResult layer(size_t i, const Tensor& x_BSD, routing::RouterCarry carry, const LayerInput& in,
+                        const Rotary& rotary, nn::KvCache* cache) const {
+    const Layer& l = layers_[i];
+    const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
+    const auto dropped = [&](const Tensor& y, Site site) {
+      return in.training ? dropout(y, config_.dropout, key(site)) : y;
+    };
+    nn::LayerResult out;
+    out.x = x_BSD + dropped(attention(l, norm(x_BSD, l.input_norm_D), rotary, cache), kAttention);
+    const Tensor n = norm(out.x, l.output_norm_D);
+    Tensor y;
+    if (l.moe) {
+      auto moe = l.moe->forward(n.reshape({-1, n.size(-1)}), std::move(carry), in.context, key(kInner));
+      y = moe.y_TD.view(n.sizes());
+      if (l.shared) y = config_.moe.moe_weight * y + config_.moe.shared_weight * (*l.shared)(n);
+      out.carry = std::move(moe.carry);
+      out.routing = std::move(moe.routing);
+    } else {
+      y = (*l.mlp)(n);
+      out.carry = std::move(carry);
+    }
+    out.x = out.x + dropped(y, kOutput);
+    return out;
+  }
+
   Tensor norm(const Tensor& x, const Tensor& weight_D) const {
     return at::rms_norm(x, {x.size(-1)}, weight_D.to(x.scalar_type()), config_.llama.norm_eps);
   }
 
-  Tensor attention(const Layer& layer, const Tensor& x_BSD, const Rotary& rotary, LayerMemory& memory,
-                   const ForwardOptions& options) const {
+  // `cache` is null where nothing is remembered.
+  Tensor attention(const Layer& layer, const Tensor& x_BSD, const Rotary& rotary, nn::KvCache* cache) const {
     const int64_t B = x_BSD.size(0), S = x_BSD.size(1), C = config_.head_width();
     const auto heads = [&](const Tensor& t) { return t.view({B, S, -1, C}).transpose(1, 2); };
     const Tensor q = rotary(heads(affine(x_BSD, layer.q_proj)));
     Tensor k = rotary(heads(affine(x_BSD, layer.k_proj)));
     Tensor v = heads(affine(x_BSD, layer.v_proj));
-    if (options.remember == Remember::kKeysValues) std::tie(k, v) = memory.kv.append(k, v);
+    if (cache) std::tie(k, v) = cache->append(k, v);
     const int64_t past = k.size(2) - S, group = config_.heads / config_.kv_heads();
     const auto repeated = [&](const Tensor& t) { return group == 1 ? t : t.repeat_interleave(group, 1); };
     std::optional<Tensor> mask;

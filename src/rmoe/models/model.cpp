@@ -3,7 +3,6 @@
 #include "rmoe/base/error.h"
 #include "rmoe/models/families.h"
 #include "rmoe/models/size.h"
-#include "rmoe/routing/balance.h"
 
 namespace rmoe {
 
@@ -21,6 +20,7 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   size.params = table.count();
   size.active_params = table.active_count();
   for (const Param& p : table.all()) {
+    if (p.is_buffer()) continue;
     const bool experts = p.name.find(".experts.") != std::string::npos;
     const bool routing =
         p.name.find("block_sparse_moe") != std::string::npos || p.name.find("rnn_router") != std::string::npos;
@@ -35,16 +35,35 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   return size;
 }
 
-BalanceLosses::BalanceLosses(const std::vector<BalanceConfig>& config) {
-  for (const BalanceConfig& entry : config) losses_.emplace_back(entry.loss.create(), entry.weight);
-}
-
-Tensor BalanceLosses::operator()(const routing::RoutingTrace& trace) const {
-  Tensor total = at::zeros({}, at::kFloat);
-  for (const auto& [loss, weight] : losses_) {
-    if (weight > 0) total = total + loss->loss(trace) * weight;
+Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions& options, const LayerStep& step,
+                         routing::RoutingTrace& trace, std::vector<Tensor>* inputs) const {
+  LayerInput in{.training = options.training, .dropout_key = options.dropout_key, .context = {}};
+  in.context = {.training = options.training,
+                .generating = options.generating,
+                .tokens_T = tokens_BS.flatten(),
+                .sequences = tokens_BS.size(0)};
+  if (options.valid_BS.defined()) {
+    RMOE_CHECK(options.valid_BS.sizes() == tokens_BS.sizes(), "forward: valid must be ", tokens_BS.sizes(), ", got ",
+               options.valid_BS.sizes());
+    in.context.valid_T = options.valid_BS.flatten();
   }
-  return total;
+  RMOE_CHECK(options.replay_TK.empty() || std::ssize(options.replay_TK) == pipeline_->layers(), "forward: ",
+             options.replay_TK.size(), " recorded layers to replay, but the model has ", pipeline_->layers(),
+             " MoE layers");
+  RMOE_ASSERT(!options.recompute || options.remember != Remember::kKeysValues, "recomputation is for training");
+  routing::RouterCarry carry;
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    if (!options.replay_TK.empty() && config_.is_moe(i)) in.context.replay_TK = options.replay_TK[trace.size()];
+    const auto layer = [step, i, in](const Tensor& h, routing::RouterCarry carried) {
+      return step(static_cast<size_t>(i), h, std::move(carried), in);
+    };
+    if (inputs) inputs->push_back(x);
+    auto out = options.recompute ? nn::recomputed(layer, x, std::move(carry)) : layer(x, std::move(carry));
+    x = std::move(out.x);
+    carry = std::move(out.carry);
+    if (out.routing) trace.push_back(std::move(*out.routing));
+  }
+  return x;
 }
 
 }  // namespace rmoe

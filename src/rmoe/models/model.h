@@ -3,9 +3,8 @@
 
 #include "rmoe/config/model.h"
 #include "rmoe/nn/kv_cache.h"
-#include "rmoe/ops/dropout.h"
-#include "rmoe/ops/param.h"
-#include "rmoe/routing/gate.h"
+#include "rmoe/nn/moe_block.h"
+#include "rmoe/nn/recompute.h"
 
 namespace rmoe {
 
@@ -31,6 +30,10 @@ struct ForwardOptions {
   at::ScalarType dtype = at::kFloat;  // of the hidden states; fp32, bf16 or fp64
   Remember remember = Remember::kNothing;
   bool last_logits_only = false;  // logits of each sequence's last position only
+  bool recompute = false;         // keep each layer's inputs only and run it again in backward
+  bool generating = false;        // the rest of the text comes later: no choice may depend on it
+  Tensor valid_BS = {};           // bool; false: padding behind a sequence's end, which is routed nowhere
+  std::vector<Tensor> replay_TK = {};  // ids to choose, per MoE layer; empty: the routers choose
 };
 
 struct ForwardResult {
@@ -48,23 +51,29 @@ class Model {
   virtual ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const = 0;
 
   const ModelConfig& config() const { return config_; }
+  const routing::Pipeline& routing() const { return *pipeline_; }
+  routing::Pipeline& routing() { return *pipeline_; }
 
  protected:
+  // What all layers of a forward pass share. A value: with recomputation it lives until backward.
+  struct LayerInput {
+    bool training;
+    DropoutKey dropout_key;
+    routing::RouteContext context;
+  };
+  using LayerStep = std::function<nn::LayerResult(size_t layer, const Tensor& x, routing::RouterCarry carry,
+                                                  const LayerInput& in)>;
+  // Runs `step` for each layer, recomputed in backward where the options ask for it, and collects the trace and, where
+  // asked for, every layer's input.
+  Tensor run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions& options, const LayerStep& step,
+                    routing::RoutingTrace& trace, std::vector<Tensor>* inputs = nullptr) const;
+
   ModelConfig config_;
+  std::shared_ptr<routing::Pipeline> pipeline_;
 };
 
 // Declares the model's parameters in `table` and returns the model that reads them. With a counting table the model
 // cannot run. The config must be valid and have a vocabulary.
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table);
-
-// Every balance loss of the config, weighted and summed; 0 when there is none.
-class BalanceLosses {
- public:
-  explicit BalanceLosses(const std::vector<BalanceConfig>& config);
-  Tensor operator()(const routing::RoutingTrace& trace) const;
-
- private:
-  std::vector<std::pair<std::shared_ptr<const routing::Balance>, double>> losses_;
-};
 
 }  // namespace rmoe

@@ -51,6 +51,7 @@ class SpanModel : public Model {
     key_pe_1CS_ = model.add("key_pe", {1, c.head_width(), c.span.span}, Init::normal(c.init_std > 0 ? c.init_std : 1),
                             {.matmul = false});
     auto moe = nn::make_moe_layers(c, nn::ExpertKind::kRelu, model);
+    pipeline_ = moe.pipeline;
     const Init init = matrix_init(D, c.init_std);
     for (int64_t i = 0; i < c.layers; ++i) {
       const ParamScope scope = nn::layer_scope(model, i), attention = scope / "self_attn";
@@ -83,19 +84,23 @@ class SpanModel : public Model {
     result.memory.position += tokens_BS.size(1);
 
     Tensor h = at::embedding(embedding_VD_, tokens_BS).to(options.dtype);
-    routing::RouterCarry carry;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
-      const auto key = [&](Site site) { return options.dropout_key.at(i * kSites + site); };
-      h = layer.norm1(h + attention(layer, h, result.memory.layers[i], options, key(kAttention)));
-      if (layer.moe) {
-        auto moe = layer.moe->forward(h.reshape({-1, D}), std::move(carry), options.training, key(kInner));
-        const Tensor y = dropped(moe.y_TD.view(h.sizes()), options, key(kOutput));
-        h = layer.norm2(h + layer.norm_moe(h + y));
-        carry = std::move(moe.carry);
-        result.trace.push_back(std::move(moe.routing));
-      } else {
-        h = layer.norm3(h + (*layer.dense_out)(dropped((*layer.dense_in)(h).relu(), options, key(kInner))));
+    auto& memories = result.memory.layers;
+    if (options.remember == Remember::kKeysValues) {
+      const auto step = [&](size_t i, const Tensor& x, routing::RouterCarry carry, const LayerInput& in) {
+        return layer(i, x, std::move(carry), in, {}, &memories[i].kv);
+      };
+      h = run_layers(std::move(h), tokens_BS, options, step, result.trace);
+    } else {
+      // By value: with recomputation the step lives until backward.
+      std::vector<Tensor> pasts_BSD;
+      for (const LayerMemory& memory_i : memories) pasts_BSD.push_back(memory_i.hidden_BSD);
+      std::vector<Tensor> inputs;
+      const auto step = [this, pasts_BSD](size_t i, const Tensor& x, routing::RouterCarry carry, const LayerInput& in) {
+        return layer(i, x, std::move(carry), in, pasts_BSD[i], nullptr);
+      };
+      h = run_layers(std::move(h), tokens_BS, options, step, result.trace, &inputs);
+      for (size_t i = 0; options.remember == Remember::kHidden && i < memories.size(); ++i) {
+        memories[i].hidden_BSD = last_span(pasts_BSD[i], inputs[i].detach());
       }
     }
     if (options.last_logits_only) h = h.narrow(1, h.size(1) - 1, 1);
@@ -104,30 +109,58 @@ class SpanModel : public Model {
   }
 
  private:
-  Tensor dropped(const Tensor& x, const ForwardOptions& options, DropoutKey key) const {
-    return options.training ? dropout(x, config_.dropout, key) : x;
+  nn::LayerResult layer(size_t i, const Tensor& h_BMD, routing::RouterCarry carry, const LayerInput& in,
+                        const Tensor& past_BSD, nn::KvCache* cache) const {
+    const Layer& l = layers_[i];
+    const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
+    const auto dropped = [&](const Tensor& x, Site site) {
+      return in.training ? dropout(x, config_.dropout, key(site)) : x;
+    };
+    nn::LayerResult out;
+    const double p = in.training ? config_.dropout : 0.0;
+    const Tensor h = l.norm1(h_BMD + attention(l, h_BMD, past_BSD, cache, p, key(kAttention)));
+    if (l.moe) {
+      auto moe = l.moe->forward(h.reshape({-1, h.size(-1)}), std::move(carry), in.context, key(kInner));
+      out.x = l.norm2(h + l.norm_moe(h + dropped(moe.y_TD.view(h.sizes()), kOutput)));
+      out.carry = std::move(moe.carry);
+      out.routing = std::move(moe.routing);
+    } else {
+      out.x = l.norm3(h + (*l.dense_out)(dropped((*l.dense_in)(h).relu(), kInner)));
+      out.carry = std::move(carry);
+    }
+    return out;
   }
 
-  Tensor attention(const Layer& layer, const Tensor& h_BMD, LayerMemory& memory, const ForwardOptions& options,
+  // The last S positions of what came before and what is new. The past before the first block is zeros.
+  Tensor last_span(const Tensor& past_BSD, const Tensor& h_BMD) const {
+    const int64_t S = config_.span.span, M = h_BMD.size(1);
+    if (M >= S) return h_BMD.narrow(1, M - S, S).clone();
+    return at::cat({past_or_zeros(past_BSD, h_BMD).narrow(1, M, S - M), h_BMD}, 1);
+  }
+  Tensor past_or_zeros(const Tensor& past_BSD, const Tensor& h_BMD) const {
+    if (past_BSD.defined()) return past_BSD;
+    return at::zeros({h_BMD.size(0), config_.span.span, h_BMD.size(2)}, h_BMD.options());
+  }
+
+  // The past is in `cache`, or in `past_BSD`, undefined before the first block.
+  Tensor attention(const Layer& layer, const Tensor& h_BMD, const Tensor& past_BSD, nn::KvCache* cache, double p,
                    DropoutKey key) const {
-    const int64_t B = h_BMD.size(0), M = h_BMD.size(1), D = config_.width, S = config_.span.span;
+    const int64_t B = h_BMD.size(0), M = h_BMD.size(1), D = config_.width;
     const auto heads = [&](const Tensor& x) {
       return x.view({B, x.size(1), config_.heads, config_.head_width()}).transpose(1, 2);
     };
     Tensor k, v;
-    if (options.remember == Remember::kKeysValues) {
-      std::tie(k, v) = memory.kv.append_window(heads(affine(h_BMD, layer.k_DD)), heads(affine(h_BMD, layer.v_DD)), S);
+    if (cache) {
+      std::tie(k, v) =
+          cache->append_window(heads(affine(h_BMD, layer.k_DD)), heads(affine(h_BMD, layer.v_DD)), config_.span.span);
     } else {
-      // The past before the first block is zeros, and they take part in the softmax, as in the literature's code.
-      const Tensor past = memory.hidden_BSD.defined() ? memory.hidden_BSD : at::zeros({B, S, D}, h_BMD.options());
-      const Tensor context = at::cat({past, h_BMD}, 1);
+      // The zeros before the first block take part in the softmax, as in the literature's code.
+      const Tensor context = at::cat({past_or_zeros(past_BSD, h_BMD), h_BMD}, 1);
       k = heads(affine(context, layer.k_DD));
       v = heads(affine(context, layer.v_DD));
-      if (options.remember == Remember::kHidden) memory.hidden_BSD = context.detach().narrow(1, M, S);
     }
-    const Tensor out =
-        span_attention(heads(affine(h_BMD, layer.q_DD)), k, v, key_pe_1CS_.squeeze(0).to(h_BMD.scalar_type()),
-                       options.training ? config_.dropout : 0.0, key);
+    const Tensor out = span_attention(heads(affine(h_BMD, layer.q_DD)), k, v,
+                                      key_pe_1CS_.squeeze(0).to(h_BMD.scalar_type()), p, key);
     return affine(out.transpose(1, 2).reshape({B, M, D}), layer.o_DD);
   }
 

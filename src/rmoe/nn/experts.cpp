@@ -12,7 +12,8 @@ Experts::Experts(const ExpertsShape& s, const ParamScope& scope) : shape_(s) {
       parts.names.push_back(scope.join("experts." + std::to_string(e) + "." + what));
     }
     shape.insert(shape.begin(), s.experts);
-    const double active = static_cast<double>(s.top_k) / static_cast<double>(s.experts);
+    const auto all = static_cast<double>(s.experts + s.null_experts + s.copy_experts);
+    const double active = static_cast<double>(s.top_k) / all;
     return scope.add("experts." + what, std::move(shape), init,
                      {.active = active, .matmul = matrix, .stored = std::move(parts)});
   };
@@ -28,10 +29,8 @@ Experts::Experts(const ExpertsShape& s, const ParamScope& scope) : shape_(s) {
   }
 }
 
-Tensor Experts::forward(const Tensor& x_TD, const routing::Routing& routing, bool training, DropoutKey key) const {
-  const Dispatch dispatch = make_dispatch(routing.ids_TK, routing.counts_N);
-  const auto& counts = dispatch.counts_N;
-  const Tensor rows_MD = dispatch_rows(x_TD, dispatch);
+Tensor Experts::answers(const Tensor& rows_MD, const std::vector<int64_t>& counts, bool training,
+                        DropoutKey key) const {
   Tensor inner_MF = grouped_linear(rows_MD, w1_NFD_, b1_NF_, counts);
   if (shape_.kind == ExpertKind::kSwiglu) {
     inner_MF = at::silu(inner_MF) * grouped_linear(rows_MD, w3_NFD_, {}, counts);
@@ -39,7 +38,32 @@ Tensor Experts::forward(const Tensor& x_TD, const routing::Routing& routing, boo
     inner_MF = inner_MF.relu();
     if (training) inner_MF = dropout(inner_MF, shape_.dropout, key);
   }
-  return combine_rows(grouped_linear(inner_MF, w2_NDF_, b2_ND_, counts), routing.weights_TK, dispatch);
+  return grouped_linear(inner_MF, w2_NDF_, b2_ND_, counts);
+}
+
+Tensor Experts::forward(const Tensor& x_TD, const routing::Routing& routing, bool training, DropoutKey key) const {
+  const Dispatch dispatch = make_dispatch(routing.ids_TK, routing.counts_N.narrow(0, 0, shape_.experts));
+  const Tensor rows_MD = dispatch_rows(x_TD, dispatch, routing.ids_TK.size(1));
+  const Tensor y_TD = combine_rows(answers(rows_MD, dispatch.counts_N, training, key), routing.weights_TK, dispatch);
+  if (shape_.copy_experts == 0) return y_TD;
+  const Tensor copies_TK = routing.ids_TK.ge(shape_.experts + shape_.null_experts);
+  const Tensor share_T1 = routing.weights_TK.masked_fill(copies_TK.logical_not(), 0).sum(1, /*keepdim=*/true);
+  return y_TD + x_TD * share_T1.to(x_TD.scalar_type());
+}
+
+Tensor Experts::response_norms(const Tensor& x_TD) const {
+  at::NoGradGuard no_grad;
+  const int64_t T = x_TD.size(0), N = shape_.experts;
+  const auto precision = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto norms = [&](const Tensor& y) { return at::norm(y.to(precision), 2, -1); };
+  const Tensor every_MD = x_TD.detach().repeat({N, 1});
+  const std::vector<int64_t> counts(static_cast<size_t>(N), T);
+  Tensor norms_TN = norms(answers(every_MD, counts, false, {})).view({N, T}).t();
+  if (shape_.null_experts > 0) norms_TN = at::cat({norms_TN, norms_TN.new_zeros({T, shape_.null_experts})}, 1);
+  if (shape_.copy_experts > 0) {
+    norms_TN = at::cat({norms_TN, norms(x_TD).unsqueeze(1).expand({T, shape_.copy_experts})}, 1);
+  }
+  return norms_TN.contiguous();
 }
 
 }  // namespace rmoe::nn

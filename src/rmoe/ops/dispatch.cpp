@@ -1,6 +1,6 @@
 #include "rmoe/ops/dispatch.h"
 
-#include "rmoe/base/error.h"
+#include <numeric>
 
 namespace rmoe {
 namespace {
@@ -30,28 +30,37 @@ class GatherRows : public torch::autograd::Function<GatherRows> {
 
 Dispatch make_dispatch(const Tensor& ids_TK, const Tensor& counts_N) {
   Dispatch dispatch;
-  dispatch.order_M = std::get<1>(ids_TK.flatten().sort(/*stable=*/true, 0, /*descending=*/false));
-  dispatch.inverse_M = at::empty_like(dispatch.order_M);
-  dispatch.inverse_M.scatter_(0, dispatch.order_M, at::arange(dispatch.order_M.numel(), dispatch.order_M.options()));
   const Tensor counts = counts_N.cpu();
   dispatch.counts_N.assign(counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel());
+  const int64_t experts = counts.numel(), slots = ids_TK.numel();
+  const int64_t rows = std::accumulate(dispatch.counts_N.begin(), dispatch.counts_N.end(), int64_t{0});
+  Tensor ids = ids_TK.flatten();
+  if (rows < slots) ids = ids.masked_fill(ids.lt(0).logical_or(ids.ge(experts)), experts);  // sorts behind all experts
+  dispatch.order_M = std::get<1>(ids.sort(/*stable=*/true, 0, /*descending=*/false));
+  if (rows < slots) {
+    dispatch.order_M = dispatch.order_M.narrow(0, 0, rows);
+  } else {
+    dispatch.inverse_M = at::empty_like(dispatch.order_M);
+    dispatch.inverse_M.scatter_(0, dispatch.order_M, at::arange(slots, dispatch.order_M.options()));
+  }
   return dispatch;
 }
 
-Tensor dispatch_rows(const Tensor& x_TD, const Dispatch& dispatch) {
-  const int64_t tokens = x_TD.size(0);
-  if (tokens == 0) return x_TD;
-  const int64_t top_k = dispatch.order_M.size(0) / tokens;
-  return GatherRows::apply(x_TD, dispatch.order_M.div(top_k, "floor"), dispatch.inverse_M);
+Tensor dispatch_rows(const Tensor& x_TD, const Dispatch& dispatch, int64_t top_k) {
+  const Tensor token_M = dispatch.order_M.div(top_k, "floor");
+  if (x_TD.size(0) == 0 || !dispatch.inverse_M.defined()) return x_TD.index_select(0, token_M);
+  return GatherRows::apply(x_TD, token_M, dispatch.inverse_M);
 }
 
 Tensor combine_rows(const Tensor& rows_MD, const Tensor& weights_TK, const Dispatch& dispatch) {
   const int64_t tokens = weights_TK.size(0), top_k = weights_TK.size(1), width = rows_MD.size(1);
+  const Tensor weights = weights_TK.to(rows_MD.scalar_type());
+  if (!dispatch.inverse_M.defined()) {
+    const Tensor weighted = rows_MD * weights.flatten().index_select(0, dispatch.order_M).unsqueeze(1);
+    return at::zeros({tokens, width}, rows_MD.options()).index_add(0, dispatch.order_M.div(top_k, "floor"), weighted);
+  }
   const Tensor chosen = GatherRows::apply(rows_MD, dispatch.inverse_M, dispatch.order_M);
-  return weights_TK.to(rows_MD.scalar_type())
-      .view({tokens, 1, top_k})
-      .bmm(chosen.view({tokens, top_k, width}))
-      .squeeze(1);
+  return weights.view({tokens, 1, top_k}).bmm(chosen.view({tokens, top_k, width})).squeeze(1);
 }
 
 }  // namespace rmoe

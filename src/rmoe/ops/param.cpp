@@ -32,6 +32,7 @@ std::vector<std::pair<std::string, Tensor>> Param::stored() const {
 ParamTable::ParamTable(uint64_t seed, at::ScalarType dtype, at::Device device) {
   make_ = [=](const Param& param) {
     at::NoGradGuard no_grad;
+    if (param.is_buffer()) return at::zeros(param.shape, at::TensorOptions(device).dtype(*param.traits.buffer));
     // Drawn in fp32 on the CPU for every dtype and device, so that they all start from the same numbers.
     const uint64_t stream = hash_text(param.name);
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(mix(seed, stream, 0));
@@ -47,7 +48,7 @@ ParamTable::ParamTable(uint64_t seed, at::ScalarType dtype, at::Device device) {
         start.uniform_(-param.init.value, param.init.value, generator);
         break;
     }
-    return start.to(at::TensorOptions(device).dtype(dtype)).requires_grad_(true);
+    return start.to(at::TensorOptions(device).dtype(dtype)).requires_grad_(param.traits.trainable);
   };
 }
 
@@ -63,13 +64,15 @@ Tensor ParamTable::add(std::string name, Shape shape, Init init, ParamTraits tra
 
 int64_t ParamTable::count() const {
   int64_t total = 0;
-  for (const Param& p : params_) total += p.count();
+  for (const Param& p : params_) total += p.is_buffer() ? 0 : p.count();
   return total;
 }
 
 int64_t ParamTable::active_count() const {
   double total = 0;
-  for (const Param& p : params_) total += static_cast<double>(p.count()) * p.traits.active;
+  for (const Param& p : params_) {
+    if (!p.is_buffer()) total += static_cast<double>(p.count()) * p.traits.active;
+  }
   return std::llround(total);
 }
 

@@ -43,6 +43,9 @@ struct ParamTraits {
   double uses = 1;     // times that one token multiplies with it (a cell shared by L layers: L)
   bool matmul = true;  // multiplied with activations (for FLOPs), as against looked up or added
   StoredParts stored = {};
+  bool trainable = true;  // false: frozen; counted and saved, never changed
+  // Defined: not a parameter but a state of the training run, of this dtype, without a gradient and outside all counts.
+  std::optional<at::ScalarType> buffer = {};
 };
 
 struct Param {
@@ -52,7 +55,8 @@ struct Param {
   ParamTraits traits;
   Tensor value;  // undefined in a table that only counts
 
-  int64_t count() const;
+  int64_t count() const;  // elements
+  bool is_buffer() const { return traits.buffer.has_value(); }
   // The checkpoint's view: (name, tensor sharing storage with value) for each stored part.
   std::vector<std::pair<std::string, Tensor>> stored() const;
 };
@@ -69,7 +73,7 @@ class ParamTable {
 
   const std::vector<Param>& all() const { return params_; }
   std::vector<Param>& all() { return params_; }
-  int64_t count() const;
+  int64_t count() const;  // of parameters; buffers do not count, here and below
   // Parameters that one token's forward pass uses.
   int64_t active_count() const;
   // 2 per multiply-add, forward pass of one token, matrices only (attention scores are the model's to add).
@@ -88,6 +92,10 @@ class ParamScope {
   ParamScope operator/(std::string_view child) const { return ParamScope(*table_, join(child)); }
   Tensor add(std::string_view name, Shape shape, Init init, ParamTraits traits = {}) const {
     return table_->add(join(name), std::move(shape), init, std::move(traits));
+  }
+  // A state of the training run: zeros, fp32 or int64 whatever the table's dtype, saved with the model.
+  Tensor add_buffer(std::string_view name, Shape shape, at::ScalarType dtype) const {
+    return add(name, std::move(shape), Init::zeros(), {.matmul = false, .trainable = false, .buffer = dtype});
   }
   std::string join(std::string_view child) const {
     return prefix_.empty() ? std::string(child) : prefix_ + "." + std::string(child);

@@ -1,6 +1,5 @@
 // The linear head of SMoE: logits = W feature (+ b). Behind a recurrent stage it is the gate G_i of RMoE.
-#include "rmoe/ops/affine.h"
-#include "rmoe/routing/router.h"
+#include "rmoe/routers/parts.h"
 
 namespace rmoe::routing {
 namespace {
@@ -12,20 +11,13 @@ class LinearRouter : public Router {
     static constexpr auto fields() { return std::tuple{Field{"bias", &Options::bias, "add a bias to the logits"}}; }
   };
 
-  LinearRouter(const Options& options, const RouterShape& s, const ParamScope& scope) {
-    const Init init = matrix_init(s.feature_width, s.init_deviation);
-    // The public layout calls the gate behind a stage weight2 and a plain one gate.weight.
-    weight_NR_ = scope.add(s.recurrent ? "weight2" : "gate.weight", {s.experts, s.feature_width}, init);
-    if (options.bias) {
-      bias_N_ =
-          scope.add(s.recurrent ? "bias2" : "gate.bias", {s.experts}, s.init_deviation > 0 ? Init::zeros() : init);
-    }
-  }
+  LinearRouter(const Options& options, const RouterShape& s, const ParamScope& scope)
+      : gate_(add_gate(s, scope, options.bias, {.uses = static_cast<double>(s.uses)})) {}
 
-  Tensor score(const RouterInput& in) const override { return affine(in.feature_TR, weight_NR_, bias_N_); }
+  Tensor score(const RouterInput& in) const override { return gate_(in.feature_TR); }
 
  private:
-  Tensor weight_NR_, bias_N_;
+  Linear gate_;
 };
 
 }  // namespace

@@ -12,7 +12,10 @@ bool decays(const Param& param) { return param.shape.size() - (param.traits.stor
 }  // namespace
 
 Optimizer::Optimizer(ParamTable& params, const OptimizerConfig& config) : params_(params), config_(config) {
-  for (const Param& param : params_.all()) {
+  for (size_t i = 0; i < params_.all().size(); ++i) {
+    const Param& param = params_.all()[i];
+    if (!param.traits.trainable) continue;
+    trained_.push_back(i);
     exp_avg_.push_back(at::zeros_like(param.value).detach());
     exp_avg_sq_.push_back(at::zeros_like(param.value).detach());
   }
@@ -37,8 +40,8 @@ void Optimizer::step(double lr, double gradient_norm) {
   const double divisor = config_.clip > 0 ? std::max(1.0, (gradient_norm + 1e-6) / config_.clip) : 1.0;
   for (const bool decay : {true, false}) {
     std::vector<Tensor> values, grads, exp_avgs, exp_avg_sqs;
-    for (size_t i = 0; i < params_.all().size(); ++i) {
-      const Param& param = params_.all()[i];
+    for (size_t i = 0; i < trained_.size(); ++i) {
+      const Param& param = params_.all()[trained_[i]];
       if (decays(param) != decay || !param.value.grad().defined()) continue;
       values.push_back(param.value);
       grads.push_back(param.value.grad());
@@ -67,9 +70,10 @@ void Optimizer::zero_gradients() {
 
 NamedTensors Optimizer::state() const {
   NamedTensors state;
-  for (size_t i = 0; i < params_.all().size(); ++i) {
-    state.emplace_back("exp_avg." + params_.all()[i].name, exp_avg_[i]);
-    state.emplace_back("exp_avg_sq." + params_.all()[i].name, exp_avg_sq_[i]);
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    const std::string& name = params_.all()[trained_[i]].name;
+    state.emplace_back("exp_avg." + name, exp_avg_[i]);
+    state.emplace_back("exp_avg_sq." + name, exp_avg_sq_[i]);
   }
   return state;
 }

@@ -27,7 +27,8 @@ class Optimizer {
  private:
   ParamTable& params_;
   OptimizerConfig config_;
-  std::vector<Tensor> exp_avg_, exp_avg_sq_;  // one per parameter
+  std::vector<size_t> trained_;               // indices into params_
+  std::vector<Tensor> exp_avg_, exp_avg_sq_;  // of the trained ones
   int64_t steps_ = 0;
 };
 

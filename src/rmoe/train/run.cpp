@@ -107,13 +107,7 @@ class Run {
     if (!best.at("loss").is_null()) best_loss_ = best.at("loss").get<double>();
     if (!best.at("bits").is_null()) best_bits_ = best.at("bits").get<double>();
     rates_ = state.at("rates").get<std::vector<double>>();
-    const Json& sums = state.at("sums");
-    window_.steps = sums.at("steps").get<int64_t>();
-    window_.loss = sums.at("loss").get<double>();
-    window_.balance = sums.at("balance").get<double>();
-    window_.gradient_norm = sums.at("gradient_norm").get<double>();
-    window_.entropy = sums.at("entropy").get<double>();
-    window_.counts = sums.at("counts").get<std::vector<std::vector<int64_t>>>();
+    window_ = StepSums::from_json(state.at("sums"));
     saved_step_ = checkpoint.step;
   }
 
@@ -168,6 +162,9 @@ class Run {
              " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
              at::get_num_threads(), " threads");
     log_info("data: ", config_.data.path, ", ", data_.train.size(), " training tokens, ", data_.tokenizer->describe());
+    if (config_.train.sample.length > 0 && !trainer_.model().routing().causal()) {
+      log_info("no samples: selection '", config_.model.moe.selection.kind(), "' chooses among tokens to come");
+    }
     if (resumed) log_info("resumed at step ", trainer_.steps_done(), " of ", config_.train.steps);
   }
 
@@ -232,8 +229,8 @@ class Run {
     const double loss = loss_weight_ > 0 ? loss_sum_ / loss_weight_ : 0;
     line += format(" | loss %.3f bpc %.3f", loss, bits(loss, characters_per_token_));
     line += format(" | lr %.1e gnorm %.2f bal %.4f", learning_rate_, last_.gradient_norm, last_.balance);
-    line += format(" | imb %.2f dead %lld H %.2f", load_imbalance(last_.counts),
-                   static_cast<long long>(dead_experts(last_.counts)), last_.entropy);
+    line += format(" | imb %.2f dead %lld H %.2f", routing::load_imbalance(last_.routing.counts),
+                   static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
     line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
                    human_bytes(memory_now_bytes()).c_str());
     return line;
@@ -251,15 +248,16 @@ class Run {
                        {"lr", learning_rate_},
                        {"grad_norm", window_.gradient_norm / n},
                        {"balance_loss", window_.balance / n},
-                       {"load_imbalance", load_imbalance(window_.counts)},
-                       {"dead_experts", dead_experts(window_.counts)},
-                       {"gate_entropy", window_.entropy / n},
+                       {"load_imbalance", routing::load_imbalance(window_.routing.counts)},
+                       {"dead_experts", routing::dead_experts(window_.routing.counts)},
+                       {"dropped_rows", window_.routing.dropped},
+                       {"gate_entropy", window_.routing.mean_entropy()},
                        {"tokens_per_s", rate},
                        {"peak_share", peak_share()},
                        {"memory_bytes", memory_now_bytes()}};
     metrics_->write(line);
     for (const char* key : {"loss", "bpc", "lr", "grad_norm", "balance_loss", "load_imbalance", "dead_experts",
-                            "gate_entropy", "tokens_per_s", "peak_share", "memory_bytes"}) {
+                            "dropped_rows", "gate_entropy", "tokens_per_s", "peak_share", "memory_bytes"}) {
       events_->add_scalar(str("train/", key), trainer_.steps_done(), line.at(key).get<double>());
     }
     rates_.push_back(rate);
@@ -298,7 +296,7 @@ class Run {
 
   void sample(const char* file) {
     const SampleConfig& s = config_.train.sample;
-    if (s.length == 0) return;
+    if (s.length == 0 || !trainer_.model().routing().causal()) return;
     std::string prompt = s.prompt;
     if (prompt.empty()) {
       std::vector<int64_t> ids(static_cast<size_t>(std::min<int64_t>(32, data_.valid.size())));
@@ -324,13 +322,7 @@ class Run {
                         {"seconds", seconds()},
                         {"best", {{"step", best_step_}, {"loss", best_loss_}, {"bits", best_bits_}}},
                         {"rates", rates_},
-                        {"sums",
-                         {{"steps", window_.steps},
-                          {"loss", window_.loss},
-                          {"balance", window_.balance},
-                          {"gradient_norm", window_.gradient_norm},
-                          {"entropy", window_.entropy},
-                          {"counts", window_.counts}}}};
+                        {"sums", window_.json()}};
     write_file_atomic(writer.file("state.json"), json_text(state, 2) + "\n");
     writer.commit();
     saved_step_ = trainer_.steps_done();

@@ -16,32 +16,21 @@ std::variant<data::StreamBatcher, data::WindowBatcher> make_batcher(const RunCon
   return data::WindowBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
 }
 
-// Mean entropy of the gate over tokens and layers.
-double gate_entropy(const routing::RoutingTrace& trace) {
-  at::NoGradGuard no_grad;
-  double sum = 0;
-  for (const routing::Routing& routing : trace) {
-    const Tensor probs_TN = routing.probs_TN.detach();
-    sum += -at::xlogy(probs_TN, probs_TN).sum(-1).mean().item<double>();
-  }
-  return trace.empty() ? 0 : sum / static_cast<double>(trace.size());
-}
+// Tokens of a training batch: inputs [B, S] and targets [B*S], views of the batch's own memory.
+struct TokenBatch {
+  explicit TokenBatch(data::Batch& batch)
+      : all(at::from_blob(batch.tokens.data(), {batch.batch, batch.length + 1}, at::kLong)),
+        inputs(all.narrow(1, 0, batch.length).contiguous()),
+        targets(all.narrow(1, 1, batch.length).flatten()) {}
+  Tensor all, inputs, targets;
+};
 
-std::vector<std::vector<int64_t>> expert_counts(const routing::RoutingTrace& trace) {
-  std::vector<std::vector<int64_t>> counts;
-  for (const routing::Routing& routing : trace) {
-    const Tensor c = routing.counts_N.cpu();
-    counts.emplace_back(c.const_data_ptr<int64_t>(), c.const_data_ptr<int64_t>() + c.numel());
-  }
-  return counts;
-}
-
-void add_counts(std::vector<std::vector<int64_t>>& into, const std::vector<std::vector<int64_t>>& counts) {
-  if (into.empty()) into.resize(counts.size());
-  for (size_t layer = 0; layer < counts.size(); ++layer) {
-    into[layer].resize(counts[layer].size());
-    for (size_t e = 0; e < counts[layer].size(); ++e) into[layer][e] += counts[layer][e];
-  }
+// A copy of a block cache, for a forward pass that leaves no trace.
+Memory copy_of(const Memory& memory) {
+  Memory copy;
+  copy.position = memory.position;
+  for (const LayerMemory& layer : memory.layers) copy.layers.emplace_back().hidden_BSD = layer.hidden_BSD;
+  return copy;
 }
 
 }  // namespace
@@ -51,18 +40,56 @@ void StepSums::add(const StepSums& step) {
   loss += step.loss;
   balance += step.balance;
   gradient_norm += step.gradient_norm;
-  entropy += step.entropy;
-  add_counts(counts, step.counts);
+  routing.add(step.routing);
+}
+
+Json StepSums::json() const {
+  return {{"steps", steps},
+          {"loss", loss},
+          {"balance", balance},
+          {"gradient_norm", gradient_norm},
+          {"routing",
+           {{"tokens", routing.tokens},
+            {"counts", routing.counts},
+            {"dropped", routing.dropped},
+            {"entropy", routing.entropy}}}};
+}
+
+StepSums StepSums::from_json(const Json& json) {
+  StepSums sums;
+  json.at("steps").get_to(sums.steps);
+  json.at("loss").get_to(sums.loss);
+  json.at("balance").get_to(sums.balance);
+  json.at("gradient_norm").get_to(sums.gradient_norm);
+  const Json& routing = json.at("routing");
+  routing.at("tokens").get_to(sums.routing.tokens);
+  routing.at("counts").get_to(sums.routing.counts);
+  routing.at("dropped").get_to(sums.routing.dropped);
+  routing.at("entropy").get_to(sums.routing.entropy);
+  return sums;
 }
 
 Trainer::Trainer(const RunConfig& config, data::TokenFile train_tokens)
     : config_(config),
       params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat),
       model_(make_model(config.model, params_)),
-      balance_(config.model.moe.balance),
       optimizer_(params_, config.train.optimizer),
-      batcher_(make_batcher(config, std::move(train_tokens))),
-      memories_(static_cast<size_t>(config.train.accumulate)) {}
+      batcher_(make_batcher(config, train_tokens)),
+      memories_(static_cast<size_t>(config.train.accumulate)) {
+  if (model_->routing().wants_token_counts()) fit_routers(train_tokens);
+}
+
+void Trainer::fit_routers(const data::TokenFile& tokens) {
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  Tensor counts_V = at::zeros({config_.model.vocab_size}, at::kLong);
+  Tensor ids = at::empty({std::min(kPiece, tokens.size())}, at::kLong);
+  for (int64_t begin = 0; begin < tokens.size(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, tokens.size() - begin);
+    tokens.read(begin, count, ids.mutable_data_ptr<int64_t>());
+    counts_V += at::bincount(ids.narrow(0, 0, count), {}, counts_V.size(0));
+  }
+  model_->routing().fit(counts_V);
+}
 
 at::ScalarType Trainer::dtype() const { return config_.train.dtype == Precision::kBf16 ? at::kBFloat16 : at::kFloat; }
 
@@ -75,32 +102,57 @@ data::Batch Trainer::batch(int64_t micro) const {
   return std::visit([&](const auto& b) { return b.get(steps_, micro * rows, (micro + 1) * rows); }, batcher_);
 }
 
+DropoutKey Trainer::dropout_key(int64_t micro) const {
+  return {mix(static_cast<uint64_t>(config_.train.seed), kDropoutStream,
+              static_cast<uint64_t>(steps_ * config_.train.accumulate + micro))};
+}
+
+ForwardOptions Trainer::forward_options(int64_t micro) const {
+  return {.training = true,
+          .dropout_key = dropout_key(micro),
+          .dtype = dtype(),
+          .remember = config_.model.family == Family::kSpan ? Remember::kHidden : Remember::kNothing,
+          .recompute = config_.train.recompute == Recompute::kLayer};
+}
+
+routing::BatchCounts Trainer::count_batch() const {
+  at::NoGradGuard no_grad;
+  routing::BatchCounts counts;
+  for (int64_t micro = 0; micro < config_.train.accumulate; ++micro) {
+    data::Batch batch = this->batch(micro);
+    const TokenBatch tokens(batch);
+    Memory memory = batch.fresh ? Memory{} : copy_of(memories_[static_cast<size_t>(micro)]);
+    const auto trace = model_->forward(tokens.inputs, std::move(memory), forward_options(micro)).trace;
+    for (size_t layer = 0; layer < trace.size(); ++layer) {
+      if (micro == 0) counts.push_back(at::zeros_like(trace[layer].chosen_N));
+      counts[layer] += trace[layer].chosen_N;
+    }
+  }
+  return counts;
+}
+
 StepSums Trainer::step() {
-  const auto seed = static_cast<uint64_t>(config_.train.seed);
   const int64_t accumulate = config_.train.accumulate;
-  const bool block_cache = config_.model.family == Family::kSpan;
+  const auto share = 1 / static_cast<double>(accumulate);
+  routing::Pipeline& routing = model_->routing();
+  routing::Statistics statistics;
+  std::optional<routing::BatchCounts> batch_counts;
+  if (accumulate > 1 && routing.wants_batch_counts()) batch_counts = count_batch();
   StepSums sums;
   sums.steps = 1;
   for (int64_t micro = 0; micro < accumulate; ++micro) {
     data::Batch batch = this->batch(micro);
-    const Tensor tokens = at::from_blob(batch.tokens.data(), {batch.batch, batch.length + 1}, at::kLong);
+    const TokenBatch tokens(batch);
     Memory& memory = memories_[static_cast<size_t>(micro)];
     if (batch.fresh) memory = {};
-    const DropoutKey key{mix(seed, kDropoutStream, static_cast<uint64_t>(steps_ * accumulate + micro))};
-    auto result = model_->forward(tokens.narrow(1, 0, batch.length).contiguous(), std::move(memory),
-                                  {.training = true,
-                                   .dropout_key = key,
-                                   .dtype = dtype(),
-                                   .remember = block_cache ? Remember::kHidden : Remember::kNothing});
+    auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro));
     memory = std::move(result.memory);
-    const Tensor targets = tokens.narrow(1, 1, batch.length).flatten();
-    const Tensor loss = at::cross_entropy_loss(result.logits_TV.to(at::kFloat), targets);
-    const Tensor balance = balance_(result.trace);
-    const auto share = 1 / static_cast<double>(accumulate);
+    const Tensor loss = at::cross_entropy_loss(result.logits_TV.to(at::kFloat), tokens.targets);
+    const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
     sums.loss += loss.item<double>() * share;
     sums.balance += balance.item<double>() * share;
-    sums.entropy += gate_entropy(result.trace) * share;
-    add_counts(sums.counts, expert_counts(result.trace));
+    if (config_.train.routing_stats) sums.routing.add(result.trace);
+    statistics.add(routing.statistics(result.trace));
     if (!std::isfinite(sums.loss + sums.balance)) break;
     ((loss + balance) * share).backward();
   }
@@ -115,6 +167,7 @@ StepSums Trainer::step() {
   optimizer_.step(learning_rate(), sums.gradient_norm);
   optimizer_.zero_gradients();
   ++steps_;
+  routing.update(statistics, {.step = steps_, .steps = config_.train.steps});
   return sums;
 }
 

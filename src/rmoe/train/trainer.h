@@ -4,10 +4,10 @@
 
 #include <filesystem>
 
-#include <nlohmann/json.hpp>
-
+#include "rmoe/base/json.h"
 #include "rmoe/data/batcher.h"
 #include "rmoe/models/model.h"
+#include "rmoe/routing/sums.h"
 #include "rmoe/train/optimizer.h"
 
 namespace rmoe {
@@ -18,10 +18,11 @@ struct StepSums {
   double loss = 0;     // nats per token
   double balance = 0;  // weighted balance losses
   double gradient_norm = 0;
-  double entropy = 0;                        // of the gate's softmax over N, nats, mean over tokens and layers
-  std::vector<std::vector<int64_t>> counts;  // [MoE layer][N] routed rows
+  routing::RoutingSums routing;  // empty with train.routing_stats off
 
   void add(const StepSums& step);
+  Json json() const;
+  static StepSums from_json(const Json& json);
 };
 
 class Trainer {
@@ -48,11 +49,15 @@ class Trainer {
 
  private:
   data::Batch batch(int64_t micro) const;
+  DropoutKey dropout_key(int64_t micro) const;
+  ForwardOptions forward_options(int64_t micro) const;
+  // Counts of the whole batch, by forward passes that choose as the step's own will.
+  routing::BatchCounts count_batch() const;
+  void fit_routers(const data::TokenFile& tokens);
 
   RunConfig config_;
   ParamTable params_;
   std::unique_ptr<Model> model_;
-  BalanceLosses balance_;
   Optimizer optimizer_;
   std::variant<data::StreamBatcher, data::WindowBatcher> batcher_;
   std::vector<Memory> memories_;  // one per micro-batch; used by the span family

@@ -93,16 +93,16 @@ TEST_P(EvaluateTiny, CountsWhatTheRoutersDid) {
   const EvalResult result = evaluate(*model, tokens, {.block = 299, .dtype = GetParam().dtype});
   const at::NoGradGuard no_grad;
   const auto trace = model->forward(testing::row({ids.begin(), ids.end() - 1}), {}, {.dtype = GetParam().dtype}).trace;
-  ASSERT_EQ(result.expert_counts.size(), trace.size());
+  ASSERT_EQ(result.routing.counts.size(), trace.size());
   double entropy = 0;
   for (size_t layer = 0; layer < trace.size(); ++layer) {
-    const Tensor counts = at::tensor(result.expert_counts[layer], at::kLong);
+    const Tensor counts = at::tensor(result.routing.counts[layer], at::kLong);
     EXPECT_TRUE(counts.equal(trace[layer].counts_N)) << "layer " << layer;
     EXPECT_EQ(counts.sum().item<int64_t>(), 299 * 2);
     const Tensor p = trace[layer].probs_TN.to(at::kDouble);
     entropy -= (p * p.log()).sum(-1).mean().item<double>();
   }
-  EXPECT_NEAR(result.gate_entropy, entropy / static_cast<double>(trace.size()), 1e-6);
+  EXPECT_NEAR(result.routing.mean_entropy(), entropy / static_cast<double>(trace.size()), 1e-6);
   EXPECT_GT(result.seconds, 0);
 }
 
@@ -119,16 +119,16 @@ TEST(Evaluate, IndifferentRoutersAreUniformInProbabilityAndTakeTheFirstExperts) 
   }
   const auto tokens = write_tokens(dir / "valid.tok", random_ids(50, kVocabulary), kVocabulary);
   const EvalResult result = evaluate(*model, tokens, {});
-  EXPECT_NEAR(result.gate_entropy, std::log(5), 1e-6);
-  EXPECT_DOUBLE_EQ(load_imbalance(result.expert_counts), 2.5);  // 2 of 5 experts take everything
-  EXPECT_EQ(dead_experts(result.expert_counts), 3 * 3);
+  EXPECT_NEAR(result.routing.mean_entropy(), std::log(5), 1e-6);
+  EXPECT_DOUBLE_EQ(routing::load_imbalance(result.routing.counts), 2.5);  // 2 of 5 experts take everything
+  EXPECT_EQ(routing::dead_experts(result.routing.counts), 3 * 3);
 }
 
 TEST(Evaluate, LoadNumbersAreAveragedAndSummedOverLayers) {
   const std::vector<std::vector<int64_t>> counts = {{4, 4, 4, 4}, {16, 0, 0, 0}};
-  EXPECT_DOUBLE_EQ(load_imbalance(counts), (1.0 + 4.0) / 2);
-  EXPECT_EQ(dead_experts(counts), 3);
-  EXPECT_TRUE(std::isnan(load_imbalance({})));
+  EXPECT_DOUBLE_EQ(routing::load_imbalance(counts), (1.0 + 4.0) / 2);
+  EXPECT_EQ(routing::dead_experts(counts), 3);
+  EXPECT_TRUE(std::isnan(routing::load_imbalance({})));
 }
 
 TEST(Evaluate, ModelsWithoutMoeLayersHaveNoRouting) {
@@ -139,8 +139,8 @@ TEST(Evaluate, ModelsWithoutMoeLayersHaveNoRouting) {
   const auto tokens = write_tokens(dir / "valid.tok", random_ids(50, kVocabulary), kVocabulary);
   const EvalResult result = evaluate(*model, tokens, {.block = 16});
   EXPECT_TRUE(std::isfinite(result.nats));
-  EXPECT_TRUE(result.expert_counts.empty());
-  EXPECT_TRUE(std::isnan(result.gate_entropy));
+  EXPECT_TRUE(result.routing.counts.empty());
+  EXPECT_TRUE(std::isnan(result.routing.mean_entropy()));
 }
 
 TEST(Evaluate, WindowsWithTooManyLogitsAreReadInPieces) {

@@ -201,9 +201,9 @@ TEST_F(RunFolder, EvalWritesWhatItMeasured) {
   EXPECT_DOUBLE_EQ(json["bits_per_character"].get<double>(), bits_per_character(result, tokens.header()));
   EXPECT_DOUBLE_EQ(json["perplexity"].get<double>(), perplexity(result));
   EXPECT_DOUBLE_EQ(json["word_perplexity"].get<double>(), word_perplexity(result, tokens.header()));
-  EXPECT_DOUBLE_EQ(json["load_imbalance"].get<double>(), load_imbalance(result.expert_counts));
-  EXPECT_EQ(json["dead_experts"], dead_experts(result.expert_counts));
-  EXPECT_DOUBLE_EQ(json["gate_entropy"].get<double>(), result.gate_entropy);
+  EXPECT_DOUBLE_EQ(json["load_imbalance"].get<double>(), routing::load_imbalance(result.routing.counts));
+  EXPECT_EQ(json["dead_experts"], routing::dead_experts(result.routing.counts));
+  EXPECT_DOUBLE_EQ(json["gate_entropy"].get<double>(), result.routing.mean_entropy());
   ASSERT_EQ(json["expert_fraction"].size(), 3u);
   for (const Json& layer : json["expert_fraction"]) {
     double sum = 0;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "rmoe/base/error.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/tiny.h"
 
@@ -132,6 +133,65 @@ TEST_P(EveryModel, MicroBatchesGiveTheGradientOfTheWhole) {
       EXPECT_TRUE(at::allclose(whole[i], split[i], 1e-9, 1e-12)) << table_.all()[i].name << ", " << pieces << " pieces";
     }
   }
+}
+
+TEST_P(EveryModel, RecomputationGivesTheSameLossesAndGradients) {
+  config_.model.dropout = 0.2;
+  table_ = ParamTable(1, at::kDouble);
+  model_ = make_model(config_.model, table_);
+  const Tensor tokens = random_tokens(2, 16, 23, 9), targets = random_tokens(2, 16, 23, 10);
+  // Two blocks, so that the span family's cache of the first is what the second reads.
+  const auto gradients = [&](bool recompute) {
+    for (Param& param : table_.all()) param.value.mutable_grad() = Tensor();
+    Memory memory;
+    std::vector<double> losses;
+    for (const int64_t block : {0, 1}) {
+      auto result = model_->forward(tokens.narrow(1, 8 * block, 8).contiguous(), std::move(memory),
+                                    {.training = true,
+                                     .dropout_key = {7},
+                                     .dtype = at::kDouble,
+                                     .remember = span() ? Remember::kHidden : Remember::kNothing,
+                                     .recompute = recompute});
+      memory = std::move(result.memory);
+      const Tensor loss = at::cross_entropy_loss(result.logits_TV, targets.narrow(1, 8 * block, 8).flatten()) +
+                          model_->routing().loss(result.trace);
+      loss.backward();
+      losses.push_back(loss.item<double>());
+    }
+    std::vector<Tensor> grads;
+    for (Param& param : table_.all()) grads.push_back(param.value.grad());
+    return std::pair{losses, grads};
+  };
+  const auto plain = gradients(false), again = gradients(true);
+  EXPECT_EQ(plain.first, again.first);
+  for (size_t i = 0; i < plain.second.size(); ++i) {
+    ASSERT_EQ(plain.second[i].defined(), again.second[i].defined()) << table_.all()[i].name;
+    if (!plain.second[i].defined()) continue;
+    EXPECT_TRUE(at::allclose(plain.second[i], again.second[i], 1e-12, 1e-13)) << table_.all()[i].name;
+  }
+}
+
+TEST_P(EveryModel, PaddingBehindATextChangesNothingBeforeIt) {
+  const Tensor tokens = random_tokens(2, 9, 23, 11);
+  Tensor valid = at::ones({2, 9}, at::kBool);
+  valid.narrow(1, 6, 3).fill_(false);
+  const auto padded = model_->forward(tokens, {}, {.dtype = at::kDouble, .valid_BS = valid});
+  const auto plain = model_->forward(tokens.narrow(1, 0, 6).contiguous(), {}, {.dtype = at::kDouble});
+  EXPECT_TRUE(at::allclose(padded.logits_TV.view({2, 9, -1}).narrow(1, 0, 6), plain.logits_TV.view({2, 6, -1}), 0, 1e-11));
+  for (size_t i = 0; i < plain.trace.size(); ++i) EXPECT_TRUE(padded.trace[i].counts_N.equal(plain.trace[i].counts_N));
+  EXPECT_NEAR(model_->routing().loss(padded.trace).item<double>(), model_->routing().loss(plain.trace).item<double>(),
+              1e-12);
+}
+
+TEST_P(EveryModel, RecordedChoicesReplay) {
+  const Tensor tokens = random_tokens(2, 9, 23, 11);
+  const auto plain = model_->forward(tokens, {}, {.dtype = at::kDouble});
+  std::vector<Tensor> choices;
+  for (const auto& routing : plain.trace) choices.push_back(routing.ids_TK);
+  const auto again = model_->forward(tokens, {}, {.dtype = at::kDouble, .replay_TK = choices});
+  EXPECT_TRUE(again.logits_TV.equal(plain.logits_TV));
+  choices.pop_back();
+  EXPECT_THROW(model_->forward(tokens, {}, {.dtype = at::kDouble, .replay_TK = choices}), Error);
 }
 
 TEST_P(EveryModel, SharedParametersStartEqualWithAndWithoutTheStage) {

@@ -2,7 +2,6 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/grouped_linear.h"
-#include "rmoe/routing/gate.h"
 #include "tests/support/gradcheck.h"
 
 namespace rmoe {
@@ -12,11 +11,16 @@ using testing::randn;
 
 struct Routed {
   Tensor ids, weights, counts;
-  Routed(int64_t T, int64_t N, int64_t K, uint64_t seed) {
-    const auto routing = routing::select_top_k(randn({T, N}, seed), K);
-    ids = routing.ids_TK;
-    weights = routing.weights_TK;
-    counts = routing.counts_N;
+  // The top k of random scores. `unused`: every third slot goes nowhere, half of them by -1, half by an id beyond N.
+  Routed(int64_t T, int64_t N, int64_t K, uint64_t seed, bool unused = false) {
+    const Tensor logits = randn({T, N}, seed);
+    ids = std::get<1>(logits.sort(true, -1, true)).narrow(1, 0, K).contiguous();
+    weights = logits.gather(1, ids).softmax(-1);
+    if (unused) {
+      const Tensor slot = at::arange(T * K, at::kLong).view({T, K});
+      ids = at::where(slot.remainder(6).eq(1), -1, at::where(slot.remainder(6).eq(4), N + 1, ids));
+    }
+    counts = at::bincount(ids.masked_select(ids.ge(0).logical_and(ids.lt(N))), {}, N);
   }
 };
 
@@ -27,6 +31,7 @@ Tensor by_tokens(const Tensor& x, const Routed& r, const Tensor& w, const Tensor
     Tensor y = at::zeros({w.size(1)}, x.options());
     for (int64_t k = 0; k < r.ids.size(1); ++k) {
       const int64_t e = r.ids[t][k].item<int64_t>();
+      if (e < 0 || e >= w.size(0)) continue;
       y = y + r.weights[t][k] * (w[e].mv(x[t]) + b[e]);
     }
     rows.push_back(y);
@@ -36,16 +41,18 @@ Tensor by_tokens(const Tensor& x, const Routed& r, const Tensor& w, const Tensor
 
 Tensor by_experts(const Tensor& x, const Routed& r, const Tensor& w, const Tensor& b) {
   const Dispatch dispatch = make_dispatch(r.ids, r.counts);
-  return combine_rows(grouped_linear(dispatch_rows(x, dispatch), w, b, dispatch.counts_N), r.weights, dispatch);
+  return combine_rows(grouped_linear(dispatch_rows(x, dispatch, r.ids.size(1)), w, b, dispatch.counts_N), r.weights, dispatch);
 }
 
 TEST(Dispatch, ExpertsOnSortedRowsEqualTokenByToken) {
   for (const auto& [T, N, K] :
        {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {1, 5, 2}, {17, 4, 1}, {33, 8, 3}, {6, 4, 4}}) {
-    const Routed r(T, N, K, 1);
-    const Tensor x = randn({T, 5}, 2), w = randn({N, 3, 5}, 3), b = randn({N, 3}, 4);
-    EXPECT_LT((by_experts(x, r, w, b) - by_tokens(x, r, w, b)).abs().max().item<double>(), 1e-13)
-        << "T " << T << ", N " << N << ", K " << K;
+    for (const bool unused : {false, true}) {
+      const Routed r(T, N, K, 1, unused);
+      const Tensor x = randn({T, 5}, 2), w = randn({N, 3, 5}, 3), b = randn({N, 3}, 4);
+      EXPECT_LT((by_experts(x, r, w, b) - by_tokens(x, r, w, b)).abs().max().item<double>(), 1e-13)
+          << "T " << T << ", N " << N << ", K " << K << (unused ? ", some slots unused" : "");
+    }
   }
 }
 

@@ -1,0 +1,231 @@
+#include "rmoe/routing/pipeline.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "rmoe/base/error.h"
+#include "rmoe/ops/affine.h"
+
+namespace rmoe::routing {
+namespace {
+
+// Takes away the rows beyond `capacity` per expert, lowest scores first (of equal scores, the later token's). Returns
+// the number of rows that went.
+Tensor drop_beyond(int64_t capacity, int64_t experts, const Tensor& scores_TN, Tensor& ids_TK) {
+  const Tensor ids_M = ids_TK.flatten();
+  const Tensor key_M = at::where(ids_M < 0, experts, ids_M);
+  const Tensor scores_M = scores_TN.gather(1, ids_TK.clamp_min(0)).flatten();
+  const Tensor by_score = std::get<1>(scores_M.sort(/*stable=*/true, 0, /*descending=*/true));
+  const Tensor order = by_score.index_select(
+      0, std::get<1>(key_M.index_select(0, by_score).sort(/*stable=*/true, 0, /*descending=*/false)));
+  const Tensor sorted = key_M.index_select(0, order);
+  // A row's place among its expert's rows.
+  const Tensor counts = at::bincount(key_M, {}, experts + 1), begins = counts.cumsum(0) - counts;
+  const Tensor place = at::arange(sorted.size(0), sorted.options()) - begins.index_select(0, sorted);
+  const Tensor dropped_sorted = (place >= capacity).logical_and(sorted < experts);
+  const Tensor dropped = at::empty_like(dropped_sorted).scatter_(0, order, dropped_sorted);
+  ids_TK = ids_TK.masked_fill(dropped.view_as(ids_TK), -1);
+  return dropped.sum();
+}
+
+std::string at_layer(int64_t layer) { return "transforms." + std::to_string(layer); }
+
+}  // namespace
+
+void Statistics::add(const Statistics& other) {
+  if (values_.empty()) values_.resize(other.values_.size());
+  RMOE_ASSERT(values_.size() == other.values_.size());
+  for (size_t i = 0; i < values_.size(); ++i) {
+    if (!other.values_[i].defined()) continue;
+    values_[i] = values_[i].defined() ? values_[i] + other.values_[i] : other.values_[i];
+  }
+}
+
+Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const ParamScope& shared,
+                   const std::vector<ParamScope>& scopes)
+    : experts_(config.all_experts()),
+      capacity_(config.capacity),
+      stage_(config.stage.create(StageShape{.model_width = shape.model_width, .init_deviation = shape.init_deviation},
+                                 shared, scopes)),
+      score_(config.score.create()) {
+  make_layers(config, shape, shared, scopes);
+  for (const BalanceConfig& balance : config.balance) {
+    const auto same = [&](const BalanceConfig& other) { return other.loss.kind() == balance.loss.kind(); };
+    RMOE_CHECK(std::count_if(config.balance.begin(), config.balance.end(), same) == 1, "balance: '",
+               balance.loss.kind(), "' is listed twice; add its weights");
+    balances_.push_back(
+        balance.loss.create(BalanceShape{.experts = experts_, .top_k = config.top_k}, scopes));
+    balance_weights_.push_back(balance.weight);
+  }
+  combination_ = {.stage = config.stage.kind(),
+                  .router = config.router.kind(),
+                  .score = config.score.kind(),
+                  .selection = config.selection.kind(),
+                  .experts = experts_,
+                  .top_k = config.top_k,
+                  .recurrent = stage_->recurrent(),
+                  .distribution = score_->distribution(),
+                  .bounded = score_->bounded(),
+                  .sparse = score_->sparse()};
+  if (!layers_.empty()) {
+    combination_.reads_feature = layers_[0].head->reads_feature();
+    combination_.ranks = layers_[0].selection->ranks();
+    combination_.per_token = layers_[0].selection->per_token() && capacity_ == 0;
+    check();
+  }
+}
+
+void Pipeline::make_layers(const MoeConfig& config, const PipelineShape& shape, const ParamScope& shared,
+                           const std::vector<ParamScope>& scopes) {
+  const auto count = static_cast<int64_t>(scopes.size());
+  const int64_t group = config.router_group == 0 ? std::max<int64_t>(count, 1) : config.router_group;
+  RouterShape s{.experts = experts_,
+                .feature_width = stage_->feature_width(),
+                .recurrent = stage_->recurrent(),
+                .init_deviation = shape.init_deviation,
+                .top_k = config.top_k,
+                .vocab_size = shape.vocab_size};
+  for (int64_t i = 0; i < count; ++i) {
+    const ParamScope& scope = scopes[static_cast<size_t>(i)];
+    Layer layer;
+    s.layer = i;
+    s.uses = std::min(group, count - i / group * group);
+    if (i % group != 0) {
+      layer.head = layers_.back().head;
+    } else {
+      layer.head = config.router.create(s, group == 1 ? scope : shared / ("routers." + std::to_string(i / group)));
+    }
+    s.uses = 1;
+    for (size_t j = 0; j < config.transforms.size(); ++j) {
+      layer.transforms.push_back(config.transforms[j].transform.create(s, scope / at_layer(static_cast<int64_t>(j))));
+    }
+    layer.selection = config.selection.create(s, scope);
+    layers_.push_back(std::move(layer));
+  }
+}
+
+template <class F>
+void Pipeline::for_each_adaptive(F&& f) const {
+  for (int64_t i = 0; i < layers(); ++i) {
+    const Layer& layer = layers_[static_cast<size_t>(i)];
+    f(*layer.head, i);
+    for (const auto& transform : layer.transforms) f(*transform, i);
+    f(*layer.selection, i);
+    for (const auto& balance : balances_) f(*balance, i);
+  }
+}
+
+void Pipeline::check() const {
+  for_each_adaptive([&](const Adaptive& plugin, int64_t layer) {
+    if (layer == 0) plugin.check(combination_);
+  });
+  RMOE_CHECK(combination_.sparse == (combination_.selection == "positive"), "selection '", combination_.selection,
+             "' and score '", combination_.score,
+             "' do not go together: 'positive' chooses by zeros, which only a sparse score such as 'relu' has");
+  RMOE_CHECK(capacity_ == 0 || combination_.ranks,
+             "capacity drops rows beyond each expert's share and needs a selection of each token's best scores, got '",
+             combination_.selection, "'");
+}
+
+RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const {
+  const Layer& l = layers_.at(static_cast<size_t>(layer));
+  auto [feature_TR, next] = stage_->step(layer, router_precision(x_TD), std::move(carry));
+  RouteContext noise = context;
+  const auto own = [&](size_t j) -> const RouteContext& {  // every transform draws from a stream of its own
+    noise.key = context.key.at(j);
+    return noise;
+  };
+  for (size_t j = 0; j < l.transforms.size(); ++j) feature_TR = l.transforms[j]->feature(feature_TR, own(j));
+  RouterOutput out = l.head->route({.feature_TR = feature_TR, .context = context});
+  next.scores_TN.resize(l.transforms.size());
+  for (size_t j = 0; j < l.transforms.size(); ++j) {
+    auto step = l.transforms[j]->logits(out.logits_TN, feature_TR, next.scores_TN[j], own(j));
+    out.logits_TN = std::move(step.logits_TN);
+    next.scores_TN[j] = std::move(step.carried_TN);
+  }
+
+  Routing r;
+  r.sequences = context.sequences;
+  r.valid_T = context.valid_T;
+  r.loss = out.loss;
+  r.logits_TN = out.logits_TN;
+  r.scores_TN = score_->scores(r.logits_TN);
+  r.probs_TN = score_->probs(r.logits_TN, r.scores_TN);
+  const Tensor scores = r.scores_TN.detach();
+  if (context.replay_TK.defined()) {
+    RMOE_CHECK(context.replay_TK.dim() == 2 && context.replay_TK.size(0) == scores.size(0),
+               "replay: the recorded choice must be [", scores.size(0), ", K], got ", context.replay_TK.sizes());
+    r.ids_TK = context.replay_TK;
+    r.full = !r.ids_TK.lt(0).any().item<bool>();
+  } else {
+    Tensor ranking = out.ranking_TN.defined() ? out.ranking_TN.detach() : scores;
+    for (const auto& balance : balances_) ranking = balance->rank(layer, ranking, r.logits_TN.detach(), context);
+    const auto choice = l.selection->select({.ranking_TN = ranking, .scores_TN = scores, .context = context});
+    r.ids_TK = choice.ids_TK;
+    r.full = choice.full;
+    if (r.valid_T.defined()) {
+      r.ids_TK = r.ids_TK.masked_fill(r.valid_T.logical_not().unsqueeze(1), -1);
+      r.full = false;
+    }
+  }
+  r.weights_TK = score_->weights(r.logits_TN, r.scores_TN, r.ids_TK, r.full);
+  const auto count = [&] {
+    return r.full ? at::bincount(r.ids_TK.flatten(), {}, experts_)
+                  : at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
+  };
+  r.counts_N = r.chosen_N = count();
+  if (capacity_ > 0 && context.training && !context.replay_TK.defined()) {
+    // As in the paper's large runs: the weights of the rows that stay are those before anything was dropped.
+    const int64_t tokens = r.valid_T.defined() ? r.valid_T.sum().item<int64_t>() : r.tokens();
+    const auto rows = static_cast<double>(tokens * r.ids_TK.size(1));
+    const auto capacity = static_cast<int64_t>(std::ceil(capacity_ * rows / static_cast<double>(experts_)));
+    r.dropped = drop_beyond(capacity, experts_, scores, r.ids_TK);
+    r.weights_TK = r.weights_TK.masked_fill(r.ids_TK.lt(0), 0);
+    r.full = false;
+    r.counts_N = count();
+  }
+  return {std::move(r), std::move(next)};
+}
+
+Tensor Pipeline::loss(const RoutingTrace& trace, const BatchCounts* batch) const {
+  Tensor total = at::zeros({}, at::kFloat);
+  for (size_t i = 0; i < balances_.size(); ++i) {
+    if (balance_weights_[i] > 0) total = total + balances_[i]->loss(trace, batch) * balance_weights_[i];
+  }
+  for (const Routing& routing : trace) {
+    if (routing.loss.defined()) total = total + routing.loss;
+  }
+  return total;
+}
+
+bool Pipeline::wants_batch_counts() const {
+  return std::any_of(balances_.begin(), balances_.end(), [](const auto& b) { return b->wants_batch_counts(); });
+}
+
+Statistics Pipeline::statistics(const RoutingTrace& trace) const {
+  at::NoGradGuard no_grad;
+  Statistics result;
+  for_each_adaptive([&](const Adaptive& plugin, int64_t layer) {
+    result.values_.push_back(plugin.statistic(layer, trace.at(static_cast<size_t>(layer))));
+  });
+  return result;
+}
+
+void Pipeline::update(const Statistics& statistics, const StepInfo& info) {
+  at::NoGradGuard no_grad;
+  size_t i = 0;
+  for_each_adaptive([&](Adaptive& plugin, int64_t layer) { plugin.update(layer, statistics.values_.at(i++), info); });
+}
+
+bool Pipeline::wants_token_counts() const {
+  bool wanted = false;
+  for_each_adaptive([&](const Adaptive& plugin, int64_t) { wanted = wanted || plugin.wants_token_counts(); });
+  return wanted;
+}
+
+void Pipeline::fit(const Tensor& token_counts_V) {
+  at::NoGradGuard no_grad;
+  for_each_adaptive([&](Adaptive& plugin, int64_t) { plugin.fit(token_counts_V); });
+}
+
+}  // namespace rmoe::routing
