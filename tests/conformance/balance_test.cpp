@@ -1,6 +1,6 @@
-// Balance losses in front of sampled pipelines: value and gradient do not depend on micro-batching (where the definition
-// says so), padding, recomputation or evaluation passes; and the errors that people meet silently elsewhere would be
-// seen here.
+// Balance losses in front of sampled pipelines: value and gradient do not depend on micro-batching (where the
+// definition says so), padding, recomputation or evaluation passes; and the errors that people meet silently elsewhere
+// would be seen here.
 #include <cmath>
 #include <map>
 

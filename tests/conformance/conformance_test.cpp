@@ -15,10 +15,10 @@ namespace {
 using routing::Routing;
 using testing::Batch;
 using testing::Net;
+using testing::net_loss;
 using testing::NetCache;
 using testing::NetOptions;
 using testing::NetResult;
-using testing::net_loss;
 using Flags = std::vector<std::string>;
 
 constexpr int64_t kSequences = 4, kLength = 3;
@@ -236,8 +236,8 @@ void expect_tokens_are_independent(const Net& net, const Batch& batch, const Net
 
 void expect_edges(const Flags& flags, Net& net, const Batch& batch) {
   // No token at all.
-  const auto none = net.run({at::zeros({0, kLength, testing::kWidth}, at::kDouble),
-                             at::zeros({0, kLength}, at::kLong), {}});
+  const auto none =
+      net.run({at::zeros({0, kLength, testing::kWidth}, at::kDouble), at::zeros({0, kLength}, at::kLong), {}});
   EXPECT_EQ(none.y_BSD.sizes(), at::IntArrayRef({0, kLength, testing::kWidth}));
   EXPECT_EQ(none.trace[0].counts_N.sum().item<int64_t>(), 0);
   // All tokens on the same two experts, so that two get none.
@@ -380,25 +380,26 @@ const Flags kGru = {"--stage.kind=gru", "--stage.width=5"}, kLstm = {"--stage.ki
 
 INSTANTIATE_TEST_SUITE_P(
     Options, Variants,
-    ::testing::Values(
-        Variant{"s_proj", joined(kGru, {"--stage.project=false"})},
-        Variant{"s_proj_lstm", joined(kLstm, {"--stage.project=false"})},
-        Variant{"np", joined(kGru, {"--stage.pass=false"})}, Variant{"np_lstm", joined(kLstm, {"--stage.pass=false"})},
-        Variant{"detach", joined(kGru, {"--stage.gradient_layers=1"})},
-        Variant{"truncated", joined(kLstm, {"--stage.gradient_layers=2"})},
-        Variant{"cells", joined(kGru, {"--stage.layers_per_cell=2"})},
-        Variant{"residual", joined(kGru, {"--transforms=[{kind = \"residual\", alpha = 0.5}]"})},
-        Variant{"residual_detach",
-                joined(kGru, {"--stage.pass=false", "--transforms=[{kind = \"residual\", alpha = 1.0, detach = true}]"})},
-        Variant{"learned_residual", {"--transforms=[{kind = \"learned_residual\"}]"}},
-        Variant{"two_transforms",
-                joined(kLstm, {"--transforms=[{kind = \"learned_residual\"}, {kind = \"residual\"}]"})},
-        Variant{"noise_is_for_training", {"--transforms=[{kind = \"noisy\"}, {kind = \"jitter\"}]"}},
-        Variant{"one_head_for_all", {"--router_group=0"}},
-        Variant{"a_head_per_two_layers", joined(kGru, {"--router_group=2"})},
-        Variant{"zero_computation", {"--null_experts=1", "--copy_experts=2", "--top_k=3"}},
-        Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
-        Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
+    ::testing::Values(Variant{"s_proj", joined(kGru, {"--stage.project=false"})},
+                      Variant{"s_proj_lstm", joined(kLstm, {"--stage.project=false"})},
+                      Variant{"np", joined(kGru, {"--stage.pass=false"})},
+                      Variant{"np_lstm", joined(kLstm, {"--stage.pass=false"})},
+                      Variant{"detach", joined(kGru, {"--stage.gradient_layers=1"})},
+                      Variant{"truncated", joined(kLstm, {"--stage.gradient_layers=2"})},
+                      Variant{"cells", joined(kGru, {"--stage.layers_per_cell=2"})},
+                      Variant{"residual", joined(kGru, {"--transforms=[{kind = \"residual\", alpha = 0.5}]"})},
+                      Variant{"residual_detach",
+                              joined(kGru, {"--stage.pass=false",
+                                            "--transforms=[{kind = \"residual\", alpha = 1.0, detach = true}]"})},
+                      Variant{"learned_residual", {"--transforms=[{kind = \"learned_residual\"}]"}},
+                      Variant{"two_transforms",
+                              joined(kLstm, {"--transforms=[{kind = \"learned_residual\"}, {kind = \"residual\"}]"})},
+                      Variant{"noise_is_for_training", {"--transforms=[{kind = \"noisy\"}, {kind = \"jitter\"}]"}},
+                      Variant{"one_head_for_all", {"--router_group=0"}},
+                      Variant{"a_head_per_two_layers", joined(kGru, {"--router_group=2"})},
+                      Variant{"zero_computation", {"--null_experts=1", "--copy_experts=2", "--top_k=3"}},
+                      Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
+                      Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
     [](const auto& param_info) { return param_info.param.name; });
 
 // detach and truncation change gradients and nothing else: checked against the formula, not against finite differences.

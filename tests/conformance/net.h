@@ -7,8 +7,8 @@
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
-#include "rmoe/nn/recompute.h"
 #include "rmoe/nn/moe_block.h"
+#include "rmoe/nn/recompute.h"
 #include "tests/support/gradcheck.h"
 
 namespace rmoe::testing {
@@ -104,8 +104,8 @@ class Net {
                                           const Tensor& in, routing::RouterCarry carried) {
         return this->layer(place, in, past, std::move(carried), context, key);
       };
-      auto out = options.recompute ? nn::recomputed(layer, x, std::move(result.carry))
-                                   : layer(x, std::move(result.carry));
+      auto out =
+          options.recompute ? nn::recomputed(layer, x, std::move(result.carry)) : layer(x, std::move(result.carry));
       x = std::move(out.x);
       result.carry = std::move(out.carry);
       result.trace.push_back(std::move(*out.routing));
@@ -156,7 +156,9 @@ inline void expect_same_gradients(const Net& net, const std::vector<Tensor>& exp
   ASSERT_EQ(expected.size(), got.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     const std::string& name = net.table.all()[i].name;
-    const auto largest = [](const Tensor& t) { return t.defined() && t.numel() > 0 ? t.abs().max().item<double>() : 0; };
+    const auto largest = [](const Tensor& t) {
+      return t.defined() && t.numel() > 0 ? t.abs().max().item<double>() : 0;
+    };
     const double scale = std::max(largest(expected[i]), 1e-3);
     // A gradient of zeros and none at all are the same.
     if (!expected[i].defined() || !got[i].defined()) {

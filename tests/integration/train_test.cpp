@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
@@ -164,6 +165,111 @@ INSTANTIATE_TEST_SUITE_P(All, EveryRun,
                          [](const auto& param_info) {
                            return testing::tiny_name(std::get<0>(param_info.param), std::get<1>(param_info.param));
                          });
+
+// Routers with a state of their own over the training: buffers, schedules, tables made from the data.
+struct RouterCase {
+  const char* name;
+  std::vector<std::string> flags;
+};
+
+class EveryRouter : public ::testing::TestWithParam<RouterCase> {
+ protected:
+  EveryRouter() {
+    set_log_level(Level::kQuiet);
+    testing::write_text_data(dir_.path() / "data", 6000);
+    config_ = tiny_config(Family::kLlama, false);
+    config_.model.moe.experts = 6;
+    config_.model.dropout = 0.1;
+    config_.data.path = (dir_.path() / "data").string();
+    config_.model.vocab_size = 0;
+    config_.train.steps = 12;
+    config_.train.accumulate = 2;
+    config_.train.dtype = Precision::kBf16;
+    config_.train.log_every = 1;
+    config_.train.eval.every = 4;
+    config_.train.eval.tokens = 200;
+    config_.train.checkpoint.every = 4;
+    config_.train.checkpoint.keep_last = 10;
+    config_.train.sample.length = 20;
+    bind(config_.model.moe, parse_flags(GetParam().flags));
+  }
+  std::map<std::string, Tensor> weights(const char* run) const {
+    return read_tensors(dir_.path() / run / "checkpoints" / "step_12" / "model.safetensors");
+  }
+  TempDir dir_;
+  RunConfig config_;
+};
+
+TEST_P(EveryRouter, ResumesBitForBitWithItsState) {
+  train(config_, dir_.path() / "whole", Resume::kNever);
+  const fs::path parts = dir_.path() / "parts";
+  train(config_, parts, Resume::kNever);
+  fs::remove_all(parts / "checkpoints" / "step_12");
+  fs::remove(parts / "summary.json");
+  train(config_, parts, Resume::kMust);
+  expect_same_tensors(weights("whole"), weights("parts"));
+  EXPECT_EQ(timeless(dir_.path() / "whole"), timeless(parts));
+}
+
+TEST_P(EveryRouter, EvaluationAndRecomputationChangeNothing) {
+  train(config_, dir_.path() / "plain", Resume::kNever);
+  config_.train.eval.every = 1;
+  train(config_, dir_.path() / "evaluated", Resume::kNever);
+  expect_same_tensors(weights("plain"), weights("evaluated"));
+  config_.train.recompute = Recompute::kLayer;
+  train(config_, dir_.path() / "recomputed", Resume::kNever);
+  const auto plain = weights("plain"), recomputed = weights("recomputed");
+  // The parts of a shared cell's gradient are added in another order.
+  if (config_.model.moe.stage.kind() == "none") return expect_same_tensors(plain, recomputed);
+  for (const auto& [name, tensor] : plain) {
+    EXPECT_TRUE(at::allclose(tensor, recomputed.at(name), 0, 2e-4)) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, EveryRouter,
+    ::testing::Values(
+        RouterCase{"bias", {"--score.kind=sigmoid", "--balance=[{kind = \"bias\", rate = 0.05}]"}},
+        RouterCase{"quantile", {"--stage.kind=gru", "--stage.width=8", "--balance=[{kind = \"quantile\"}]"}},
+        RouterCase{"relu_l1",
+                   {"--score.kind=relu", "--selection.kind=positive", "--balance=[{kind = \"relu_l1\", weight = 1}]"}},
+        RouterCase{"threshold", {"--stage.kind=lstm", "--stage.width=8", "--selection.kind=threshold"}},
+        RouterCase{"growing_k", {"--router.kind=random", "--selection.grow_to=6"}},
+        RouterCase{"stable", {"--router.kind=stable", "--router.first_phase=0.5"}},
+        RouterCase{"compete", {"--router.kind=compete", "--router.rate=0.5", "--router.schedule=falling"}},
+        RouterCase{"hash", {"--router.kind=hash", "--router.assign=balanced", "--balance=[]"}},
+        RouterCase{"expert_choice", {"--selection.kind=expert_choice", "--balance=[]"}},
+        RouterCase{"capacity", {"--stage.kind=additive", "--stage.width=8", "--capacity=1.0"}},
+        RouterCase{"noise", {"--transforms=[{kind = \"noisy\"}, {kind = \"jitter\"}]"}},
+        RouterCase{"global_batch", {"--stage.kind=gru", "--stage.width=8", "--balance=[{kind = \"global_batch\"}]"}}),
+    [](const auto& param_info) { return param_info.param.name; });
+
+// The whole step's loss and gradients do not depend on how it is cut, where the balance says so.
+TEST(GlobalBatch, AccumulationDoesNotChangeTheFirstStep) {
+  set_log_level(Level::kQuiet);
+  const TempDir dir;
+  testing::write_text_data(dir.path() / "data", 6000);
+  RunConfig config = tiny_config(Family::kSpan, true);
+  config.data.path = (dir.path() / "data").string();
+  config.model.vocab_size = 0;
+  bind(config.model.moe, parse_flags({"--balance=[{kind = \"global_batch\", weight = 1.0}]"}));
+  config.train.steps = 3;
+  config.train.log_every = 1;
+  config.train.sample.length = 0;
+  std::vector<std::vector<Json>> lines;
+  for (const int64_t accumulate : {1, 2, 4}) {
+    config.train.accumulate = accumulate;
+    const fs::path run = dir.path() / std::to_string(accumulate);
+    train(config, run, Resume::kNever);
+    lines.push_back(io::read_metrics(run / "metrics.jsonl"));
+    for (const char* key : {"loss", "balance_loss", "grad_norm"}) {
+      for (size_t step = 0; step < 3; ++step) {
+        const double whole = lines[0].at(step).at(key).get<double>();
+        EXPECT_NEAR(lines.back().at(step).at(key).get<double>(), whole, 2e-5 * whole) << key << ", step " << step;
+      }
+    }
+  }
+}
 
 class OneRun : public ::testing::Test {
  protected:

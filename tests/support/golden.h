@@ -57,8 +57,7 @@ inline Golden load_golden(const std::string& name) {
 
 // A model in `dtype` with the golden file's weights.
 struct GoldenModel {
-  GoldenModel(const Golden& golden, at::ScalarType dtype)
-      : table(1, dtype), model(make_model(golden.config, table)) {
+  GoldenModel(const Golden& golden, at::ScalarType dtype) : table(1, dtype), model(make_model(golden.config, table)) {
     at::NoGradGuard no_grad;
     for (const Param& param : table.all()) {
       for (auto& [name, part] : param.stored()) part.copy_(golden["param." + name]);

@@ -26,8 +26,9 @@ class Reader {
       const int64_t count = std::min(piece, size - begin);
       Tensor tokens = at::empty({1, count}, at::kLong);
       std::copy_n(ids.data() + begin, count, tokens.mutable_data_ptr<int64_t>());
-      auto forward = model_.forward(tokens, std::move(memory_),
-                                    {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
+      auto forward = model_.forward(
+          tokens, std::move(memory_),
+          {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
       memory_ = std::move(forward.memory);
       logits_1V = forward.logits_TV;
     }

@@ -47,9 +47,9 @@ Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions
                options.valid_BS.sizes());
     in.context.valid_T = options.valid_BS.flatten();
   }
-  RMOE_CHECK(options.replay_TK.empty() || std::ssize(options.replay_TK) == pipeline_->layers(), "forward: ",
-             options.replay_TK.size(), " recorded layers to replay, but the model has ", pipeline_->layers(),
-             " MoE layers");
+  RMOE_CHECK(options.replay_TK.empty() || std::ssize(options.replay_TK) == pipeline_->layers(),
+             "forward: ", options.replay_TK.size(), " recorded layers to replay, but the model has ",
+             pipeline_->layers(), " MoE layers");
   RMOE_ASSERT(!options.recompute || options.remember != Remember::kKeysValues, "recomputation is for training");
   routing::RouterCarry carry;
   for (int64_t i = 0; i < config_.layers; ++i) {

@@ -29,10 +29,10 @@ struct ForwardOptions {
   DropoutKey dropout_key = {};
   at::ScalarType dtype = at::kFloat;  // of the hidden states; fp32, bf16 or fp64
   Remember remember = Remember::kNothing;
-  bool last_logits_only = false;  // logits of each sequence's last position only
-  bool recompute = false;         // keep each layer's inputs only and run it again in backward
-  bool generating = false;        // the rest of the text comes later: no choice may depend on it
-  Tensor valid_BS = {};           // bool; false: padding behind a sequence's end, which is routed nowhere
+  bool last_logits_only = false;       // logits of each sequence's last position only
+  bool recompute = false;              // keep each layer's inputs only and run it again in backward
+  bool generating = false;             // the rest of the text comes later: no choice may depend on it
+  Tensor valid_BS = {};                // bool; false: padding behind a sequence's end, which is routed nowhere
   std::vector<Tensor> replay_TK = {};  // ids to choose, per MoE layer; empty: the routers choose
 };
 
@@ -61,8 +61,8 @@ class Model {
     DropoutKey dropout_key;
     routing::RouteContext context;
   };
-  using LayerStep = std::function<nn::LayerResult(size_t layer, const Tensor& x, routing::RouterCarry carry,
-                                                  const LayerInput& in)>;
+  using LayerStep =
+      std::function<nn::LayerResult(size_t layer, const Tensor& x, routing::RouterCarry carry, const LayerInput& in)>;
   // Runs `step` for each layer, recomputed in backward where the options ask for it, and collects the trace and, where
   // asked for, every layer's input.
   Tensor run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions& options, const LayerStep& step,

@@ -1,8 +1,8 @@
 // The expert feed-forward networks of one MoE layer.
 //   relu:   E(x) = W2 dropout(relu(W1 x + b1)) + b2           (reference, section 2)
 //   swiglu: E(x) = W2 (silu(W1 x) * W3 x)                     (reference, section 5)
-// and those that compute nothing (MoE++, Jin et al. 2024): null E(x) = 0, copy E(x) = x. Ids count the computing experts
-// first, then the null ones, then the copies.
+// and those that compute nothing (MoE++, Jin et al. 2024): null E(x) = 0, copy E(x) = x. Ids count the computing
+// experts first, then the null ones, then the copies.
 #pragma once
 
 #include "rmoe/ops/dropout.h"

@@ -45,8 +45,8 @@ MoeLayers make_moe_layers(const ModelConfig& config, ExpertKind kind, const Para
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     result.blocks.push_back(nullptr);
     if (!config.is_moe(layer)) continue;
-    result.blocks.back() = std::make_unique<MoeBlock>(shape, result.pipeline, static_cast<int64_t>(moe_layer),
-                                                      scopes[moe_layer]);
+    result.blocks.back() =
+        std::make_unique<MoeBlock>(shape, result.pipeline, static_cast<int64_t>(moe_layer), scopes[moe_layer]);
     ++moe_layer;
   }
   return result;

@@ -1,6 +1,7 @@
-// Keeping the experts evenly used. A balance is a loss on the routing of a forward pass, or it steers the choice without
-// a loss, or both. With f_n the share of the routed rows that expert n got (sums to 1) and P_n the mean probability of
-// expert n over the tokens (sums to 1), every loss states its normalization and its value at uniform routing.
+// Keeping the experts evenly used. A balance is a loss on the routing of a forward pass, or it steers the choice
+// without a loss, or both. With f_n the share of the routed rows that expert n got (sums to 1) and P_n the mean
+// probability of expert n over the tokens (sums to 1), every loss states its normalization and its value at uniform
+// routing.
 #pragma once
 
 #include "rmoe/routing/router.h"

@@ -53,8 +53,7 @@ Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const Pa
     const auto same = [&](const BalanceConfig& other) { return other.loss.kind() == balance.loss.kind(); };
     RMOE_CHECK(std::count_if(config.balance.begin(), config.balance.end(), same) == 1, "balance: '",
                balance.loss.kind(), "' is listed twice; add its weights");
-    balances_.push_back(
-        balance.loss.create(BalanceShape{.experts = experts_, .top_k = config.top_k}, scopes));
+    balances_.push_back(balance.loss.create(BalanceShape{.experts = experts_, .top_k = config.top_k}, scopes));
     balance_weights_.push_back(balance.weight);
   }
   combination_ = {.stage = config.stage.kind(),

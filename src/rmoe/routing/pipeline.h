@@ -8,8 +8,8 @@
 namespace rmoe::routing {
 
 struct PipelineShape {
-  int64_t model_width;     // D
-  int64_t vocab_size;      // V
+  int64_t model_width;  // D
+  int64_t vocab_size;   // V
   double init_deviation;
 };
 
@@ -41,8 +41,8 @@ class Pipeline {
   // False where the choice for a token depends on tokens that come later: such a model cannot write text.
   bool causal() const { return layers_.empty() || layers_[0].selection->causal(); }
 
-  // Routes the tokens of one MoE layer. x_TD in any dtype: routers compute in fp32 at least. Differentiable in x and the
-  // carry. The carry is taken and handed on by value.
+  // Routes the tokens of one MoE layer. x_TD in any dtype: routers compute in fp32 at least. Differentiable in x and
+  // the carry. The carry is taken and handed on by value.
   RouteResult route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const;
 
   // All balance losses of the config, weighted and summed, and what the heads ask to be minimized; 0 when there is

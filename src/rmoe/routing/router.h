@@ -1,7 +1,7 @@
 // The interfaces of the routing pipeline:
 //   x_TD -> Stage::step(x, carry) -> Router::route -> Transforms -> ScoreFunction -> Selection -> Routing
-// State of a forward pass is a value (RouterCarry) that is handed from layer to layer and returned, never kept. State of
-// a training run (a bias that balances, a running threshold) is buffers, which forward passes read and only
+// State of a forward pass is a value (RouterCarry) that is handed from layer to layer and returned, never kept. State
+// of a training run (a bias that balances, a running threshold) is buffers, which forward passes read and only
 // Adaptive::update writes, once per optimizer step.
 #pragma once
 
@@ -175,8 +175,8 @@ class Selection : public Adaptive {
     bool full = true;  // no slot is unused
   };
   virtual Choice select(const SelectionInput& in) const = 0;
-  virtual bool ranks() const { return false; }       // see Combination
-  virtual bool per_token() const { return true; }    // see Combination
+  virtual bool ranks() const { return false; }     // see Combination
+  virtual bool per_token() const { return true; }  // see Combination
   // False: the choice for a token depends on tokens that come later. Such a selection refuses context.generating.
   virtual bool causal() const { return true; }
 };

@@ -177,7 +177,8 @@ TEST_P(EveryModel, PaddingBehindATextChangesNothingBeforeIt) {
   valid.narrow(1, 6, 3).fill_(false);
   const auto padded = model_->forward(tokens, {}, {.dtype = at::kDouble, .valid_BS = valid});
   const auto plain = model_->forward(tokens.narrow(1, 0, 6).contiguous(), {}, {.dtype = at::kDouble});
-  EXPECT_TRUE(at::allclose(padded.logits_TV.view({2, 9, -1}).narrow(1, 0, 6), plain.logits_TV.view({2, 6, -1}), 0, 1e-11));
+  EXPECT_TRUE(
+      at::allclose(padded.logits_TV.view({2, 9, -1}).narrow(1, 0, 6), plain.logits_TV.view({2, 6, -1}), 0, 1e-11));
   for (size_t i = 0; i < plain.trace.size(); ++i) EXPECT_TRUE(padded.trace[i].counts_N.equal(plain.trace[i].counts_N));
   EXPECT_NEAR(model_->routing().loss(padded.trace).item<double>(), model_->routing().loss(plain.trace).item<double>(),
               1e-12);

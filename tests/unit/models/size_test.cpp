@@ -37,22 +37,19 @@ TEST_P(PaperCounts, EqualTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, PaperCounts,
-                         ::testing::Values(Row{"enwik8_medium_smoe", 36.08, 36076813},
-                                           Row{"enwik8_medium_mlp", 36.79, 0}, Row{"enwik8_medium_hyper", 48.41, 0},
-                                           Row{"enwik8_medium_random", 36.08, 36076813},
-                                           Row{"enwik8_medium_cosine", 36.08, 0}, Row{"enwik8_medium_rmoe", 36.51, 0},
-                                           Row{"enwik8_medium_rmoe_np", 36.51, 0},
-                                           Row{"enwik8_medium_rmoe_detach", 36.51, 0},
-                                           Row{"enwik8_medium_rmoe_sproj", 36.23, 0},
-                                           Row{"enwik8_medium_rmoe_rnn", 36.44, 0},
-                                           Row{"enwik8_medium_rmoe_lstm", 36.54, 0},
-                                           // The paper says 36.13: SMoE's 36 076 813 and 8 (352*16 + 16*16 + 1) are
-                                           // 36 123 925, which no choice of biases rounds to that.
-                                           Row{"enwik8_medium_xmoe16", 36.12, 36123925},
-                                           Row{"enwik8_small_smoe", 15.32, 0}, Row{"enwik8_small_mlp", 15.73, 0},
-                                           Row{"enwik8_small_rmoe", 15.61, 0}),
-                         [](const auto& param_info) { return std::string(param_info.param.config); });
+INSTANTIATE_TEST_SUITE_P(
+    Table, PaperCounts,
+    ::testing::Values(Row{"enwik8_medium_smoe", 36.08, 36076813}, Row{"enwik8_medium_mlp", 36.79, 0},
+                      Row{"enwik8_medium_hyper", 48.41, 0}, Row{"enwik8_medium_random", 36.08, 36076813},
+                      Row{"enwik8_medium_cosine", 36.08, 0}, Row{"enwik8_medium_rmoe", 36.51, 0},
+                      Row{"enwik8_medium_rmoe_np", 36.51, 0}, Row{"enwik8_medium_rmoe_detach", 36.51, 0},
+                      Row{"enwik8_medium_rmoe_sproj", 36.23, 0}, Row{"enwik8_medium_rmoe_rnn", 36.44, 0},
+                      Row{"enwik8_medium_rmoe_lstm", 36.54, 0},
+                      // The paper says 36.13: SMoE's 36 076 813 and 8 (352*16 + 16*16 + 1) are
+                      // 36 123 925, which no choice of biases rounds to that.
+                      Row{"enwik8_medium_xmoe16", 36.12, 36123925}, Row{"enwik8_small_smoe", 15.32, 0},
+                      Row{"enwik8_small_mlp", 15.73, 0}, Row{"enwik8_small_rmoe", 15.61, 0}),
+    [](const auto& param_info) { return std::string(param_info.param.config); });
 
 // The definitions of section 2 added up by hand, for the medium size.
 TEST(ModelSize, SpanSmoeEqualsTheSumOfItsDefinition) {

@@ -41,7 +41,8 @@ Tensor by_tokens(const Tensor& x, const Routed& r, const Tensor& w, const Tensor
 
 Tensor by_experts(const Tensor& x, const Routed& r, const Tensor& w, const Tensor& b) {
   const Dispatch dispatch = make_dispatch(r.ids, r.counts);
-  return combine_rows(grouped_linear(dispatch_rows(x, dispatch, r.ids.size(1)), w, b, dispatch.counts_N), r.weights, dispatch);
+  return combine_rows(grouped_linear(dispatch_rows(x, dispatch, r.ids.size(1)), w, b, dispatch.counts_N), r.weights,
+                      dispatch);
 }
 
 TEST(Dispatch, ExpertsOnSortedRowsEqualTokenByToken) {
