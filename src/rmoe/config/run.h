@@ -112,6 +112,8 @@ struct SampleConfig {
   }
 };
 
+inline constexpr int64_t kMostThreads = 4096;
+
 struct TrainConfig {
   int64_t seed = 1;
   int64_t steps = 1000;
@@ -140,7 +142,7 @@ struct TrainConfig {
         Field{"accumulate", &C::accumulate, "micro-batches per step, whose gradients are summed", {.min = 1}},
         Field{"block", &C::block, "tokens per sequence and step", {.min = 1}},
         Field{"dtype", &C::dtype, "of activations and matrix products; weights, routers and optimizer stay fp32"},
-        Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0}},
+        Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0, .max = kMostThreads}},
         Field{"log_every", &C::log_every, "steps per line of metrics.jsonl", {.min = 1}},
         Field{"optimizer", &C::optimizer, "Adam and AdamW"},
         Field{"schedule", &C::schedule, "learning rate over time"},
@@ -164,5 +166,8 @@ struct RunConfig {
                       Field{"train", &C::train, "how to train it"}};
   }
 };
+
+// Sets model.vocab_size to that of the data, and refuses a data folder of another one.
+void resolve_vocabulary(RunConfig& config, int64_t data_size);
 
 }  // namespace rmoe
