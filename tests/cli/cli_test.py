@@ -290,8 +290,26 @@ class Usage(Case):
             (["generate", "r", "-n", "x"], "generate: --tokens", "rmoe generate --help"),
             (["generate", "r", "-n", "-3"], "generate: --tokens", "rmoe generate --help"),
             (["list", "routerz"], "list: unknown 'routerz'", "did you mean 'routers'?"),
-            (["train", "--threads", "0"], "train: --threads", "rmoe train --help"),
+            (["train", "--threads", "0"], "train: --threads: expected an integer from 1 to 4096, got '0'",
+             "rmoe train --help"),
+            (["train", "tiny.toml", "--out", ""], "train: --out: expected a value", "rmoe train --help"),
+            (["train", "tiny.toml", "--out", "a", "--out=b"], "train: --out: given 2 times", "rmoe train --help"),
+            (["eval", ""], "eval: RUN: expected a value", "rmoe eval --help"),
+            (["data", "prepare", "t", "--out", "o", "--seed", "-1"], "data prepare: --seed: expected an integer from 0",
+             "rmoe data prepare --help"),
+            (["data", "prepare", "t", "--out", "o", "--vocab-size", "99999999999999999999"],
+             "data prepare: --vocab-size: expected an integer from 0", "rmoe data prepare --help"),
+            (["generate", "r", "--seed", "99999999999999999999"], "generate: --seed: expected an integer from 0, got",
+             "rmoe generate --help"),
+            (["generate", "r", "--temperature", "warm"], "generate: --temperature: expected a number, got 'warm'",
+             "rmoe generate --help"),
+            (["generate", "r", "--stop", ""], "generate: --stop: expected a value", "rmoe generate --help"),
             (["train", "--resume", "yes"], "train: --resume", "rmoe train --help"),
+            (["train", "tiny.toml", "--ouy", "x"], "train: unknown option --ouy", "did you mean '--out'?"),
+            (["train", "tiny.toml", "--resum", "auto"], "train: unknown option --resum", "did you mean '--resume'?"),
+            (["train", "--steps=3"], "train: unknown option --steps", "did you mean '--train.steps'?"),
+            (["config", "show", "--nmae=x"], "config show: unknown option --nmae", "did you mean '--name'?"),
+            (["config", "check", "--jsno"], "config check: unknown option --jsno", "did you mean '--json'?"),
         ]:
             with self.subTest(args):
                 # No thread option here: it must be the only thing that is wrong.
@@ -321,9 +339,9 @@ class Usage(Case):
 
 
 class Config(Case):
-    def check(self, toml, *parts):
+    def check(self, toml, *parts, code=2):
         write(self.path("wrong.toml"), toml)
-        return self.fails(2, "config", "check", "wrong.toml", says=parts)
+        return self.fails(code, "config", "check", "wrong.toml", says=parts)
 
     def test_an_unknown_key_is_located_and_the_nearest_named(self):
         self.check("name = \"x\"\n[model.moe]\n  topk = 2\n", "rmoe: wrong.toml:3:3: unknown key 'model.moe.topk'",
@@ -348,11 +366,12 @@ class Config(Case):
             ("[model.moe.router]\nkind = \"liner\"\n", "did you mean 'linear'?"),
             ("[model]\nlayers = 2\nlayers = 3\n", "wrong.toml:3:"),
             ("[model\nlayers = 2\n", "wrong.toml:1:"),
-            ("base = \"nowhere.toml\"\n", "wrong.toml:1:1: base file nowhere.toml does not exist"),
             ("base = \"wrong.toml\"\n", "wrong.toml:1:1: base files form a cycle"),
         ]:
             with self.subTest(toml):
                 self.check(toml, line)
+        self.check("base = \"nowhere.toml\"\n", "wrong.toml:1:1: base file nowhere.toml does not exist", code=4)
+        self.fails(4, "config", "check", "nowhere.toml", says="cannot read nowhere.toml: No such file")
         for flag, line in [
             ("--model.layers=two", "--model.layers=two: model.layers is 'two', expected an integer"),
             ("--model.layers=99999999999999999999", "expected an integer of 64 bits"),
@@ -369,18 +388,22 @@ class Config(Case):
                            says=f"{key} is '{value}', expected at least 1")
         self.fails(2, "train", "tiny.toml", "--model.vocab_size=-1", "--out", "run",
                    says="model.vocab_size is '-1', expected at least 0")
+        self.fails(2, "train", "tiny.toml", "--train.threads=100000", "--out", "run",
+                   says="train.threads is '100000', expected at least 0 and at most 4096")
 
-    def test_relations_are_checked_where_the_section_is(self):
-        for flags, line in [
-            (["--model.moe.top_k=5"], "model.moe: top_k must be at most experts, got top_k = 5 and experts = 4"),
-            (["--model.width=15"], "model: width must be a multiple of heads, got width = 15 and heads = 2"),
-            (["--train.accumulate=3"], "train: batch must be a multiple of accumulate"),
-            (["--model.family=llama", "--model.width=6"], "model: rotary embeddings need an even head width"),
-            (["--model.family=llama", "--model.heads=4", "--model.llama.kv_heads=3"], "kv_heads = 3"),
+    def test_relations_are_blamed_on_the_flag_that_breaks_them_else_on_the_section(self):
+        for flags, at, line in [
+            (["--model.moe.top_k=5"], 0,
+             "model.moe: top_k must be at most experts, got top_k = 5 and experts = 4 (experts from tiny.toml:15:1)"),
+            (["--model.width=15"], 0, "model: width must be a multiple of heads, got width = 15 and heads = 2"),
+            (["--train.accumulate=3"], 0, "train: batch must be a multiple of accumulate"),
+            (["--model.family=llama", "--model.width=6"], 1, "model: rotary embeddings need an even head width"),
+            (["--model.family=llama", "--model.llama.kv_heads=3", "--model.heads=4"], 2, "kv_heads = 3"),
         ]:
             with self.subTest(flags):
                 command = ["train", "tiny.toml", "--out", "run"]
-                self.fails(2, *command, *flags, says=["rmoe: tiny.toml:", line])
+                self.fails(2, *command, *flags, says=["rmoe: " + flags[at], line])
+        self.check("[data]\n[model]\nwidth = 15\nheads = 2\n", "rmoe: wrong.toml:2:2: model: width must be a multiple")
         self.assertFalse(os.path.exists(self.path("run")))
 
     def test_a_shown_config_can_be_fed_back(self):
@@ -401,6 +424,31 @@ class Config(Case):
         self.assertGreater(counted["params"], counted["active_params"])
         self.assertIn(f"{counted['params']} parameters",
                       self.succeeds("config", "check", config, "--model.vocab_size=205").out)
+
+    def test_check_takes_the_vocabulary_from_the_data(self):
+        missing = self.succeeds("config", "check", "tiny.toml", "--data.path=later").out
+        for part in ("tiny.toml: OK", "model.vocab_size is missing", "later, is not there", "--model.vocab_size=N"):
+            self.assertIn(part, missing)
+        self.assertIn("data.path is not set", self.succeeds("config", "check").out)
+        self.assertEqual(json.loads(self.succeeds("config", "check", "--json").out)["missing"], "model.vocab_size")
+        write(self.path("letters.txt"), text_of(1000, seed=9))
+        prepared = ["data", "prepare", "letters.txt", "--tokenizer", "char", "--out", "letters", "--json", "--quiet"]
+        size = json.loads(self.succeeds(*prepared).out)["tokenizer"]["vocab_size"]
+        check = ["config", "check", "tiny.toml", "--data.path=letters", "--json"]
+        counted = json.loads(self.succeeds(*check).out)
+        self.assertEqual(counted, json.loads(self.succeeds(*check, f"--model.vocab_size={size}").out))
+        self.assertGreater(counted["params"], 0)
+        self.fails(2, *check[:-1], "--model.vocab_size=7", says=["model.vocab_size is 7", f"letters has {size}"])
+        os.mkdir(self.path("bare"))
+        self.fails(4, "config", "check", "tiny.toml", "--data.path=bare", says="bare/tokenizer.json: No such file")
+
+    def test_every_config_has_a_name_of_its_own(self):
+        names = {}
+        for config in glob.glob(os.path.join(ROOT, "configs", "*.toml")):
+            shown = json.loads(self.succeeds("config", "show", config, "--json").out)
+            self.assertEqual(names.setdefault(shown["name"], config), config)
+        demo = {name: os.path.basename(config) for name, config in names.items() if name in ("SMoE", "RMoE")}
+        self.assertEqual(demo, {"SMoE": "demo_smoe.toml", "RMoE": "demo_rmoe.toml"})
 
 
 class HugeSizes(WithData):
@@ -514,6 +562,7 @@ class Data(Case):
         for name, code, *parts in [
             ("missing.txt", 4, "missing.txt: No such file or directory"),
             ("locked.txt", 4, "cannot read locked.txt: "),
+            ("short.txt --model nowhere", 4, "cannot read nowhere: No such file"),
             ("empty.txt", 2, "empty.txt: no text"),
             ("nothing", 2, "nothing: no usable file", "--extension"),
             ("fake.gz", 2, "fake.gz: "),
@@ -522,7 +571,7 @@ class Data(Case):
             ("torn.jsonl", 2, "torn.jsonl:2: not valid JSON"),
         ]:
             with self.subTest(name):
-                result = self.run_rmoe("data", "prepare", name, "--out", "bad", "--quiet")
+                result = self.run_rmoe("data", "prepare", *name.split(), "--out", "bad", "--quiet")
                 self.check_error(result, code, *parts)
                 self.assertEqual(result.out, "")
                 self.assertEqual(glob.glob(self.path("bad*")), [])
@@ -533,6 +582,7 @@ class Data(Case):
                    says="did you mean 'char'?")
         self.fails(2, "data", "prepare", "--preset", "kvj", "--out", "bad", says="did you mean 'kjv'?")
         self.fails(2, "data", "prepare", "--out", "bad", says="no input")
+        self.fails(4, "data", "prepare", "missing.txt", "--sha256", "0", "--out", "bad", says="missing.txt: No such file")
         self.assertEqual(glob.glob(self.path("bad*")), [])
 
     def test_a_folder_in_use_is_not_replaced(self):
@@ -621,6 +671,11 @@ class Trained(WithRun):
         self.assertEqual(report["valid_bpc"], evaluated[-1]["bpc"])
         self.assertEqual(tree(self.path(run, "checkpoints")), tree(self.path("run", "checkpoints")))
         self.fails(2, "train", "tiny.toml", "--out", run, "--resume", "never", says=f"{run}: holds a run already")
+        summary = read(self.path(run, "summary.json"))
+        for damaged, part in [("[]", "expected an object"), ('{"stop": 3}', "'stop' is 3, expected a string")]:
+            write(self.path(run, "summary.json"), damaged)
+            self.fails(2, "train", "tiny.toml", "--out", run, says=[f"{run}/summary.json: ", part])
+        write(self.path(run, "summary.json"), summary)
         self.fails(2, "train", "tiny.toml", "--out", run, "--train.optimizer.lr=0.5",
                    says=[f"{run}: the run there was configured otherwise", "train.optimizer.lr"])
 
@@ -690,6 +745,10 @@ class Trained(WithRun):
         self.assertEqual(stopped["text"], report["text"].partition(stop)[0])
         self.succeeds("generate", "run", "-p", "the", "-n", "9", "--out", "written.txt")
         self.assertTrue(read(self.path("written.txt")).endswith(b"\n"))
+        # Said before anything is generated, which would be lost.
+        for out, reason in [("no/such", "No such file or directory"), (".", "Is a directory")]:
+            self.fails(4, "generate", "run", "-p", "the", "-n", "1000000", "--out", out,
+                       says=f"cannot write {out}: {reason}")
         greedy = [self.succeeds("generate", "run", "-p", "the", "--greedy", "--seed", seed).out for seed in ("1", "2")]
         self.assertEqual(*greedy)
 
@@ -724,7 +783,8 @@ class Trained(WithRun):
         self.assertRegex(text.out, r"(?m)^test bits per character +\d")
         report = json.loads(self.succeeds("compare", "mine", "other", "--json").out)
         self.assertEqual([group["name"] for group in report["groups"]], ["tiny", "other"])
-        self.fails(2, "compare", "mine", "nowhere", says="nowhere does not exist")
+        self.fails(4, "compare", "mine", "nowhere", says="nowhere does not exist")
+        self.fails(4, "compare", "mine", "other", "--report", ".", says="cannot write .: Is a directory")
 
 
 # ---- what must not get lost
@@ -988,7 +1048,7 @@ class Divergence(WithData):
         result = self.train("wild", *flags)
         self.check_error(result, 3, "no checkpoint was touched", "  help: ")
         self.assertEqual(result.out, "")
-        step = int(re.search(r"train: step (\d+): the (loss|gradient norm) is -?(nan|inf);", result.err)[1])
+        step = int(re.search(r"train: step (\d+): the (loss|gradient norm) is (nan|-?inf);", result.err)[1])
         self.assertEqual(self.steps("wild"), list(range(1, step)))
         before = tree(self.path("wild", "checkpoints"))
         again = self.train("wild", *flags, "--json")

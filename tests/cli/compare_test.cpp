@@ -72,7 +72,7 @@ TEST_F(CompareCommand, SpeaksMarkdownCsvAndJson) {
   EXPECT_EQ(run("smoe-1 --metric train").code, 2);
 }
 
-TEST_F(CompareCommand, ExitsWith2AndOneLineForWhatIsNoFinishedRun) {
+TEST_F(CompareCommand, ExitsWithOneLineForWhatIsNoFinishedRun) {
   write_run(dir_ / "short", {.finished = false});
   Result r = run("smoe-1 short");
   EXPECT_EQ(r.code, 2);
@@ -80,7 +80,7 @@ TEST_F(CompareCommand, ExitsWith2AndOneLineForWhatIsNoFinishedRun) {
   EXPECT_TRUE(r.err.starts_with("rmoe: compare: short is unfinished: it ended at step 1000\n  help: ")) << r.err;
 
   r = run("smoe-1 nowhere --json");
-  EXPECT_EQ(r.code, 2);
+  EXPECT_EQ(r.code, 4);
   EXPECT_EQ(parse_json(r.out, "output")["error"]["message"], "compare: nowhere does not exist");
   EXPECT_EQ(run("").code, 2);
 }

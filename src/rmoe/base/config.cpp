@@ -89,10 +89,9 @@ Node& place_of(Node& root, std::string_view path, const Source& source) {
 
 }  // namespace
 
-std::string Source::prefix() const {
-  if (name.empty()) return "";
-  return line > 0 ? str(name, ":", line, ":", column, ": ") : name + ": ";
-}
+std::string Source::place() const { return line > 0 ? str(name, ":", line, ":", column) : name; }
+
+std::string Source::prefix() const { return name.empty() ? "" : place() + ": "; }
 
 const Node* Node::find(std::string_view key) const {
   const auto* table = std::get_if<Table>(&value);

@@ -4,7 +4,7 @@
 //   RunConfig config = load_config<RunConfig>("configs/a.toml", {"--model.layers=4"});
 //
 // Every mistake is an Error(kBadInput) that begins with where it was made, "configs/my.toml:14:3: " or
-// "--model.layers=x: ".
+// "--model.layers=x: ". Of values that do not fit each other, it is the flag's mistake rather than the file's.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,8 @@ struct Source {
   int64_t column = 0;
 
   bool is_flag() const { return name.starts_with("--"); }
-  std::string prefix() const;  // "configs/my.toml:14:3: ", "--layers=4: " or ""
+  std::string place() const;   // "configs/my.toml:14:3", "--layers=4" or ""
+  std::string prefix() const;  // the same before a message: "--layers=4: " or ""
 };
 
 struct Node {
@@ -55,7 +56,7 @@ struct Node::Entry {
 };
 
 // Reads TOML. `base = "other.toml"` (or a list of them, later ones win) at the top names files to start from, relative
-// to this file. A file that cannot be read is an Error(kIo); a missing base is a mistake in the file that names it.
+// to this file. A file that cannot be read is an Error(kIo); of a missing base, it begins with where it was named.
 Node parse_toml_file(const std::filesystem::path& path);
 Node parse_toml(std::string_view text, const std::string& name);  // no `base`
 

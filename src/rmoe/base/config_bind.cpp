@@ -1,4 +1,6 @@
 // A Node tree into a config struct: unknown keys, types, ranges, relations.
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -19,7 +21,7 @@ struct Overloaded : F... {
 
 std::string joined(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
 
-std::string shortened(const std::string& text) { return text.size() <= 60 ? text : text.substr(0, 57) + "..."; }
+std::string shortened(const std::string& text) { return text.size() <= 60 ? text : str(text.substr(0, 57), "..."); }
 
 std::string describe(const Node& node) {
   return std::visit(Overloaded{[](const Node::Table&) -> std::string { return "a section"; },
@@ -138,6 +140,70 @@ std::optional<T> number_from_text(const std::string& text, bool& too_large) {
   return value;
 }
 
+// ---- where a broken relation comes from
+// -------------------------------------------------------------------------------
+
+// A value in the tree below a section, under its key there: "layers", "moe.experts", "balance[0].weight".
+struct Leaf {
+  std::string key;
+  Source source;
+};
+
+void collect(const Node& node, const std::string& key, std::vector<Leaf>& leaves) {
+  if (node.outdated) return;
+  if (const auto* table = std::get_if<Node::Table>(&node.value)) {
+    for (const auto& [name, child] : *table) collect(child, joined(key, name), leaves);
+    return;
+  }
+  leaves.push_back({key, node.source});
+  if (const auto* list = std::get_if<Node::List>(&node.value)) {
+    for (size_t i = 0; i < list->size(); ++i) collect((*list)[i], str(key, "[", i, "]"), leaves);
+  }
+}
+
+bool has_word(std::string_view text, std::string_view word) {
+  const auto inside = [&](size_t at) {
+    return at < text.size() &&
+           (std::isalnum(static_cast<unsigned char>(text[at])) || text[at] == '_' || text[at] == '.');
+  };
+  for (size_t at = 0; !word.empty() && (at = text.find(word, at)) != text.npos; ++at) {
+    if ((at == 0 || !inside(at - 1)) && !inside(at + word.size())) return true;
+  }
+  return false;
+}
+
+std::string places(const std::vector<Leaf>& leaves) {
+  std::string text;
+  for (const Leaf& leaf : leaves) text += str(text.empty() ? "" : " ", leaf.source.place());
+  return text;
+}
+
+// `message` with where it comes from. A message names the keys that do not fit each other; the flags among them are to
+// blame, else the section, written at `source`. `node` is the section's, null when nobody wrote it.
+std::string with_source(const Node* node, const Source& source, const std::vector<std::string>& keys,
+                        const std::string& path, const std::string& message) {
+  std::vector<Leaf> leaves, flags, named_flags, named_others;
+  if (node) collect(*node, "", leaves);
+  for (const Leaf& leaf : leaves) {
+    const std::string last = leaf.key.substr(leaf.key.rfind('.') + 1);
+    const bool own = std::find(keys.begin(), keys.end(), last) != keys.end();
+    const bool named = has_word(message, leaf.key) || (!own && has_word(message, last));
+    if (leaf.source.is_flag()) flags.push_back(leaf);
+    if (named) (leaf.source.is_flag() ? named_flags : named_others).push_back(leaf);
+  }
+  const std::string text = path.empty() ? message : str(path, ": ", message);
+  if (!named_flags.empty()) {
+    std::string others;
+    for (const Leaf& leaf : named_others) {
+      others += str(others.empty() ? " (" : ", ", leaf.key, " from ", leaf.source.place());
+    }
+    return str(places(named_flags), ": ", text, others, others.empty() ? "" : ")");
+  }
+  if (flags.empty()) return source.prefix() + text;
+  if (source.is_flag()) return str(places(flags), ": ", text);
+  return str(source.prefix(), text, " (with ", places(flags), ")");
+}
+
 // ---- assigning
 // --------------------------------------------------------------------------------------------------------
 
@@ -178,8 +244,7 @@ class Binder {
       try {
         validation.run(validation.target);
       } catch (const Error& error) {
-        const std::string where = path.empty() ? "" : path + ": ";
-        throw Error(error.code(), source.prefix() + where + error.message(), error.help());
+        throw Error(error.code(), with_source(node, source, keys_of(known), path, error.message()), error.help());
       }
     }
   }
@@ -242,8 +307,7 @@ class Binder {
 
   [[noreturn]] void unknown_key(const Section& known, const Node& node, const std::string& path, const std::string& key,
                                 const std::string& other_kind) {
-    std::vector<std::string> names;
-    for (const Member& member : known.members) names.push_back(member.name);
+    const std::vector<std::string> names = keys_of(known);
     std::string help;
     if (!other_kind.empty()) {
       help = str("it belongs to kind = \"", other_kind, "\"");

@@ -211,11 +211,16 @@ std::string padded(const std::string& text, size_t width) {
 
 std::string range_text(const Range& range) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
+  // A bound of an integer is one too: 1000000, not 1e+06.
+  const auto bound = [](double value) {
+    constexpr double kExact = int64_t{1} << 53;
+    return std::abs(value) <= kExact && std::trunc(value) == value ? str(static_cast<int64_t>(value)) : str(value);
+  };
   std::string low, high;
-  if (range.min != -kInf) low = str("at least ", range.min);
-  if (range.above != -kInf) low = str("above ", range.above);
-  if (range.max != kInf) high = str("at most ", range.max);
-  if (range.below != kInf) high = str("below ", range.below);
+  if (range.min != -kInf) low = "at least " + bound(range.min);
+  if (range.above != -kInf) low = "above " + bound(range.above);
+  if (range.max != kInf) high = "at most " + bound(range.max);
+  if (range.below != kInf) high = "below " + bound(range.below);
   return low.empty() || high.empty() ? low + high : low + " and " + high;
 }
 
@@ -264,7 +269,7 @@ std::string doc_markdown(const std::vector<DocEntry>& entries) {
   };
   std::string out = "| Key | For | Type | Default | Meaning |\n|---|---|---|---|---|\n";
   for (const DocEntry& e : entries) {
-    const std::string fallback = e.fallback.empty() ? "" : "`" + cell(e.fallback) + "`";
+    const std::string fallback = e.fallback.empty() ? "" : str("`", cell(e.fallback), "`");
     out += str("| `", e.key, "` | ", e.kind, " | ", cell(e.type), " | ", fallback, " | ", cell(e.help), " |\n");
   }
   return out;

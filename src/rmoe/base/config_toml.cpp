@@ -120,7 +120,9 @@ Node parse_with_bases(const std::filesystem::path& path, std::vector<std::filesy
       for (const auto& file : chain) cycle += file.filename().string() + " -> ";
       input_error(source.prefix(), "base files form a cycle: ", cycle, canonical.filename().string());
     }
-    RMOE_CHECK(std::filesystem::exists(base, ignored), source.prefix(), "base file ", base.string(), " does not exist");
+    if (!std::filesystem::exists(base, ignored)) {
+      io_error(source.prefix(), "base file ", base.string(), " does not exist");
+    }
     merge(merged, parse_with_bases(base, chain));
   }
   merge(merged, root);

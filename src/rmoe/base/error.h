@@ -2,6 +2,7 @@
 // and the exit code that the command ends with.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <source_location>
 #include <sstream>
@@ -37,6 +38,9 @@ void put(std::ostream& out, const T& part) {
   out << part;
 }
 inline void put(std::ostream& out, bool part) { out << (part ? "true" : "false"); }
+// The sign of a NaN says nothing, and differs from machine to machine.
+inline void put(std::ostream& out, double part) { std::isnan(part) ? out << "nan" : out << part; }
+inline void put(std::ostream& out, float part) { put(out, static_cast<double>(part)); }
 template <class T>
 void put(std::ostream& out, const std::vector<T>& parts) {
   out << '[';
@@ -48,7 +52,7 @@ void put(std::ostream& out, const std::vector<T>& parts) {
 }
 }  // namespace detail
 
-// All arguments written one after the other; lists as [1, 2], bools as words.
+// All arguments written one after the other; lists as [1, 2], bools as words, what is not finite as nan, inf or -inf.
 template <class... Parts>
 std::string str(const Parts&... parts) {
   std::ostringstream out;

@@ -23,10 +23,13 @@ namespace {
 
 class Descriptor {
  public:
-  Descriptor(const std::filesystem::path& path, const char* verb, int flags, mode_t mode = 0) {
+  Descriptor(const std::filesystem::path& path, const char* verb, int flags) : Descriptor(path, verb, flags, 0, path) {}
+  // `meant`: the file that a failure names.
+  Descriptor(const std::filesystem::path& path, const char* verb, int flags, mode_t mode,
+             const std::filesystem::path& meant) {
     do fd_ = ::open(path.c_str(), flags | O_CLOEXEC, mode);
     while (fd_ < 0 && errno == EINTR);
-    if (fd_ < 0) fail(verb, path, errno);
+    if (fd_ < 0) fail(verb, meant, errno);
   }
   ~Descriptor() { ::close(fd_); }
   Descriptor(const Descriptor&) = delete;
@@ -43,6 +46,10 @@ int64_t checked_size(int fd, const std::filesystem::path& path) {
   if (::fstat(fd, &info) != 0) fail("read", path, errno);
   if (S_ISDIR(info.st_mode)) fail("read", path, EISDIR);
   return static_cast<int64_t>(info.st_size);
+}
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
 }
 
 void fsync_or_fail(int fd, const std::filesystem::path& path) {
@@ -78,14 +85,24 @@ std::string read_file(const std::filesystem::path& path, int64_t limit) {
   return bytes;
 }
 
+void check_writable(const std::filesystem::path& path) {
+  struct stat info{};
+  if (::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) fail("write", path, EISDIR);
+  const std::filesystem::path folder = folder_of(path);
+  if (::stat(folder.c_str(), &info) != 0) fail("write", path, errno);
+  if (!S_ISDIR(info.st_mode)) fail("write", path, ENOTDIR);
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) fail("write", path, errno);
+}
+
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
   static std::atomic<uint64_t> counter{0};  // two threads may write files of one folder
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  check_writable(path);
+  const std::filesystem::path folder = folder_of(path);
   const std::filesystem::path temporary =
       folder / str(".", path.filename().string(), ".tmp-", ::getpid(), "-", counter.fetch_add(1));
   try {
     {
-      Descriptor file(temporary, "write", O_WRONLY | O_CREAT | O_TRUNC, 0666);
+      Descriptor file(temporary, "write", O_WRONLY | O_CREAT | O_TRUNC, 0666, path);
       size_t done = 0;
       while (done < bytes.size()) {
         const ssize_t put = ::write(file.get(), bytes.data() + done, bytes.size() - done);

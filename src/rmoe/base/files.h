@@ -17,6 +17,9 @@ std::string read_file(const std::filesystem::path& path, int64_t limit = int64_t
 // old or the new one, whatever happens in between. The temporary file is removed when anything fails.
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 
+// Fails as write_file_atomic would where that can be known beforehand: before the work whose result is to be written.
+void check_writable(const std::filesystem::path& path);
+
 // Makes a file's contents, or a folder's entries, survive a power cut.
 void fsync_path(const std::filesystem::path& path);
 

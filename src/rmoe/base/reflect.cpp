@@ -28,4 +28,10 @@ Section expanded(const Section& section) {
   return result;
 }
 
+std::vector<std::string> keys_of(const Section& expanded_section) {
+  std::vector<std::string> keys;
+  for (const Member& member : expanded_section.members) keys.push_back(member.name);
+  return keys;
+}
+
 }  // namespace rmoe

@@ -61,6 +61,9 @@ Section section_of(C& config);
 // what is chosen now. A key that would appear twice is a bug.
 Section expanded(const Section& section);
 
+// The names of its members, in the order of declaration.
+std::vector<std::string> keys_of(const Section& expanded_section);
+
 namespace detail {
 
 template <class T>

@@ -9,10 +9,16 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include <CLI/App.hpp>
+#include <CLI/Validators.hpp>
+
+#include "rmoe/base/config.h"
 
 namespace rmoe::cli {
 
@@ -24,6 +30,9 @@ struct Globals {
   int exit_code = 0;    // what the process ends with when nothing was thrown
   // The flags of a command that called take_config_flags: {"--model.layers=4", ...}, for load_config.
   std::vector<std::string> config_flags;
+  std::map<const CLI::App*, std::vector<DocEntry> (*)()> config_keys;  // of each such command
+  // Options for which an empty text means something. All others refuse it: it is a shell variable that was not set.
+  std::set<const CLI::Option*> may_be_empty;
 };
 
 struct Command {
@@ -36,8 +45,17 @@ struct Command {
 bool register_command(const Command& command);
 const std::vector<Command>& commands();  // sorted by name
 
-// Makes every --key=value (or --key value) that `app` does not declare itself a config flag.
-void take_config_flags(CLI::App& app);
+// Makes every --section.key=value (or --section.key value), and every --key=value with an outermost key of C that `app`
+// does not declare itself, a config flag. Anything else that is not declared stays an unknown option.
+template <ConfigStruct C>
+void take_config_flags(CLI::App& app, Globals& globals) {
+  globals.config_keys[&app] = [] { return doc<C>(); };
+}
+
+// For option->check(): a whole number in these bounds, any number. CLI11 itself takes the nearest value of the type for
+// numbers that do not fit.
+CLI::Validator integer(int64_t low, int64_t high = std::numeric_limits<int64_t>::max());
+CLI::Validator number();
 
 // Runs `rmoe ARGS...` and returns the exit code. Results go to standard output; a failure is one line, and a help line
 // where there is one, on standard error, with --json also {"error": {...}} on standard output.

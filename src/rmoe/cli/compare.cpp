@@ -1,5 +1,4 @@
 // rmoe compare: runs side by side, grouped by configuration and paired by seed; as a table and as a report.
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -34,13 +33,6 @@ std::string command_line(const Options& options) {
   return line + " --report " + compare::shell_word(options.report);
 }
 
-// Before any work is done.
-void check_report_folder(const std::string& report) {
-  const auto folder = std::filesystem::path(report).parent_path();
-  if (folder.empty() || std::filesystem::is_directory(folder)) return;
-  io_error("compare: cannot write ", report, ": ", folder.string(), " is not a folder");
-}
-
 void write_report(const compare::Comparison& comparison, const Options& options) {
   if (options.report.empty()) return;
   write_file_atomic(options.report, compare::report_html(comparison, command_line(options)));
@@ -59,7 +51,7 @@ void setup(CLI::App& app, Globals& globals) {
       ->check(CLI::IsMember({"test", "valid"}));
   app.add_option("--report", options->report, "also write a self-contained page with plots and samples to this file");
   app.callback([options, &globals] {
-    check_report_folder(options->report);
+    if (!options->report.empty()) check_writable(options->report);
     std::vector<compare::Run> runs;
     for (const std::string& path : options->runs) runs.push_back(compare::read_run(path));
     const compare::Comparison comparison = compare::compare_runs(std::move(runs), options->metric);

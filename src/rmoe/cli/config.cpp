@@ -1,8 +1,10 @@
 // rmoe config: show, check and document what `rmoe train` is configured by.
 #include "rmoe/base/config.h"
 
+#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <system_error>
 
 #include <CLI/App.hpp>
 
@@ -10,6 +12,7 @@
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
 #include "rmoe/config/run.h"
+#include "rmoe/data/tokenizer.h"
 #include "rmoe/models/size.h"
 
 namespace rmoe::cli {
@@ -19,10 +22,24 @@ void show(const RunConfig& config, bool json) {
   std::cout << (json ? json_text(to_json(config), 2) + "\n" : to_toml(config));
 }
 
-void check(const RunConfig& config, const std::string& file, bool json) {
+// As `rmoe train` will find it, as far as the data are there already.
+void look_at_data(RunConfig& config) {
+  const std::string& path = config.data.path;
+  std::error_code error;
+  if (path.empty() || !std::filesystem::exists(path, error)) return;
+  resolve_vocabulary(config, data::Tokenizer::load(std::filesystem::path(path) / "tokenizer.json")->vocab_size());
+}
+
+void check(RunConfig config, const std::string& file, bool json) {
+  look_at_data(config);
   Json out{{"ok", true}, {"file", file}};
-  std::string size = "parameters are counted when model.vocab_size is set, or known from the data";
-  if (config.model.vocab_size > 0) {
+  const std::string& data = config.data.path;
+  std::string size = str("parameters not counted, model.vocab_size is missing: ",
+                         data.empty() ? "data.path is not set" : str("data.path, ", data, ", is not there"),
+                         "; --model.vocab_size=N gives it");
+  if (config.model.vocab_size == 0) {
+    out["missing"] = "model.vocab_size";
+  } else {
     const ModelSize counted = model_size(config.model, 1);
     out["params"] = counted.params;
     out["active_params"] = counted.active_params;
@@ -53,7 +70,7 @@ void add_reader(CLI::App& app, const char* name, const char* summary, Globals& g
   auto file = std::make_shared<std::string>();
   reader->add_option("CONFIG", *file, "config file; without it, the defaults and the flags");
   reader->footer(str("Example:\n  rmoe config ", name, " configs/demo_rmoe.toml --model.layers=4"));
-  take_config_flags(*reader);
+  take_config_flags<RunConfig>(*reader, globals);
   reader->callback([file, &globals, action] {
     action(load_config<RunConfig>(*file, globals.config_flags), file->empty() ? "defaults" : *file);
   });

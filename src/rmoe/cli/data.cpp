@@ -68,10 +68,12 @@ void setup_prepare(CLI::App& app, Globals& globals) {
   app.add_option("--tokenizer", o->tokenizer, "byte (default), char, word or sentencepiece");
   app.add_option("--unit", o->unit, "of the char tokenizer: character (default) or byte");
   app.add_option("--algorithm", o->algorithm, "of a SentencePiece model: unigram or bpe")->capture_default_str();
-  app.add_option("--vocab-size", o->vocab_size, "ids at most (char, word), pieces (sentencepiece: 8000)");
-  app.add_option("--min-count", o->min_count, "rarer symbols become <unk> (char, word)");
+  app.add_option("--vocab-size", o->vocab_size, "ids at most (char, word), pieces (sentencepiece: 8000)")
+      ->check(integer(0));
+  app.add_option("--min-count", o->min_count, "rarer symbols become <unk> (char, word)")->check(integer(1));
   app.add_option("--model", o->model, "a SentencePiece model to use, or a data folder whose tokenizer to use");
   app.add_option("--sample-bytes", o->sample_bytes, "text that a SentencePiece model is made from")
+      ->check(integer(1))
       ->capture_default_str();
   app.add_option("--text-key", o->text_key, "key of the text in JSON lines")->capture_default_str();
   app.add_option("--extension", o->extensions, "file ending that counts as text in folders and archives, e.g. html")
@@ -83,7 +85,7 @@ void setup_prepare(CLI::App& app, Globals& globals) {
          "--split", o->split,
          str("ranges of the text, documents by their hash, or auto: documents from ", data::kManyDocuments, " on"))
       ->capture_default_str();
-  app.add_option("--seed", o->seed, "of the choice of documents")->capture_default_str();
+  app.add_option("--seed", o->seed, "of the choice of documents")->check(integer(0))->capture_default_str();
   app.add_option("--invalid-utf8", o->invalid_utf8,
                  "refuse (default) or replace by U+FFFD; byte symbols take any bytes");
   app.add_option("--sha256", o->sha256, "what the input's SHA-256 must be");

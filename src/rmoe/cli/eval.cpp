@@ -40,7 +40,7 @@ void print(const EvalReport& r) {
 void setup(CLI::App& app, Globals& globals) {
   auto command = std::make_shared<EvalCommand>();
   auto dtype = std::make_shared<std::string>();
-  const CLI::Range positive(int64_t{1}, int64_t{1} << 40);
+  const CLI::Validator positive = integer(1, int64_t{1} << 40);
   app.add_option("RUN", command->run, "run folder")->required();
   app.add_option("--split", command->split, "valid, test or train")
       ->check(CLI::IsMember({"valid", "test", "train"}))

@@ -40,6 +40,7 @@ std::string read_prompt(const Options& options) {
 }
 
 void run(Options& options, const Globals& globals) {
+  if (!options.out.empty()) check_writable(options.out);
   options.command.threads = globals.threads;
   options.command.prompt = read_prompt(options);
   if (options.greedy) options.command.sampling.temperature = 0;
@@ -71,20 +72,23 @@ void setup(CLI::App& app, Globals& globals) {
   auto* prompt = app.add_option("-p,--prompt", options->prompt, "text to continue; - or nothing: standard input");
   app.add_option("--prompt-file", options->prompt_file, "file with the text to continue")->excludes(prompt);
   app.add_option("-n,--tokens", c.tokens, "tokens to generate at most")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->check(integer(1, int64_t{1} << 40))
       ->capture_default_str();
-  auto* temperature =
-      app.add_option("--temperature", c.sampling.temperature, "divides the logits; 0: greedy")->capture_default_str();
+  auto* temperature = app.add_option("--temperature", c.sampling.temperature, "divides the logits; 0: greedy")
+                          ->check(number())
+                          ->capture_default_str();
   app.add_option("--top-k", c.sampling.top_k, "draw from the k likeliest tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer(0))
       ->capture_default_str();
   app.add_option("--top-p", c.sampling.top_p, "draw from the smallest set whose probability reaches p; 1: all")
+      ->check(number())
       ->capture_default_str();
   app.add_flag("--greedy", options->greedy, "always the likeliest token")->excludes(temperature);
-  app.add_option("--seed", c.seed, "same seed, same text")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--seed", c.seed, "same seed, same text")->check(integer(0))->capture_default_str();
   app.add_option("--stop", c.stops, "end before this text; may be given several times")->allow_extra_args(false);
   app.add_option("--checkpoint", c.checkpoint, "newest, best or a step")->capture_default_str();
   app.add_option("--out", options->out, "write the text to this file, not to standard output");
+  globals.may_be_empty.insert(prompt);
   app.callback([options, prompt, &globals] {
     options->has_prompt = prompt->count() > 0;
     run(*options, globals);

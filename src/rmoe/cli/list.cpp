@@ -38,8 +38,10 @@ std::string first_comment(const fs::path& path) {
 std::vector<Entry> configs_in(const fs::path& folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
-    throw Error(Exit::kIo, str("list configs: ", folder.string(), " is not a folder"),
-                "--dir FOLDER names another one");
+    throw Error(
+        fs::exists(folder, error) ? Exit::kBadInput : Exit::kIo,
+        str("list configs: ", folder.string(), fs::exists(folder, error) ? " is not a folder" : " does not exist"),
+        "--dir FOLDER names another one");
   }
   std::vector<Entry> entries;
   for (const auto& file : fs::recursive_directory_iterator(folder, error)) {

@@ -24,7 +24,7 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--out", options->out, "run folder; without it, runs/CONFIG-SEED");
   app.add_option("--resume", options->resume, "auto: go on where the folder's run stopped, or start; never; must")
       ->check(CLI::IsMember({"auto", "never", "must"}));
-  take_config_flags(app);
+  take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     auto config = load_config<RunConfig>(options->config, globals.config_flags);
     if (globals.threads > 0) config.train.threads = globals.threads;

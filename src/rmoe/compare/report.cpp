@@ -204,7 +204,7 @@ class Page {
         "</tr></thead>\n<tbody>\n");
     int decimals = c_.unit.decimals + 1;
     auto signed_number = [&](double v) {
-      return std::isfinite(v) ? typeset((v < 0 ? "" : "+") + fixed(v, decimals)) : "–";
+      return std::isfinite(v) ? typeset(str(v < 0 ? "" : "+", fixed(v, decimals))) : "–";
     };
     for (const Difference& d : c_.differences) {
       put("<tr><th scope=\"row\">", marked_name(static_cast<size_t>(d.first)), "</th><td class=\"n\">",

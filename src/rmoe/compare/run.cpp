@@ -114,7 +114,7 @@ Run read_run(const std::string& given) {
   std::string path = given;
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   fs::path folder = path;
-  if (!fs::exists(folder)) throw Error(Exit::kBadInput, str("compare: ", path, " does not exist"), kHelp);
+  if (!fs::exists(folder)) throw Error(Exit::kIo, str("compare: ", path, " does not exist"), kHelp);
   if (!fs::is_directory(folder)) throw Error(Exit::kBadInput, str("compare: ", path, " is not a folder"), kHelp);
   bool has_config = fs::exists(folder / "config.toml");
   bool has_summary = fs::exists(folder / "summary.json");
@@ -174,8 +174,9 @@ Run read_run(const std::string& given) {
 
 Curves read_curves(const Run& run) {
   fs::path path = fs::path(run.path) / "metrics.jsonl";
-  RMOE_CHECK(fs::exists(path), "compare: ", run.path,
-             " has no metrics.jsonl, which the report's curves are drawn from");
+  if (!fs::exists(path)) {
+    io_error("compare: ", run.path, " has no metrics.jsonl, which the report's curves are drawn from");
+  }
   Curves curves;
   std::string what = path.string();
   for (const Json& line : io::read_metrics(path)) {

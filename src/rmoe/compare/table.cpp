@@ -136,7 +136,7 @@ std::string tables_by_group(const Comparison& c, int64_t width) {
   std::string out;
   std::vector<const Measure*> some;
   auto flush = [&] {
-    if (!some.empty()) out += (out.empty() ? "" : "\n") + render(by_group(c, some));
+    if (!some.empty()) out += str(out.empty() ? "" : "\n", render(by_group(c, some)));
     some.clear();
   };
   for (const Measure& m : c.measures) {
@@ -242,12 +242,12 @@ std::string to_text(const Comparison& c, int64_t width) {
   std::string out = static_cast<int64_t>(total_width(wide)) <= width ? render(wide) : tables_by_group(c, width);
   out += str(kSpreadNote, "\n");
   if (!c.differences.empty()) {
-    out += "\n" + heading(c) + "\n";
+    out += str("\n", heading(c), "\n");
     for (const Difference& d : c.differences) out += wrap(sentence(c, d), width, "  ", "    ");
-    if (std::string note = intervals_note(c); !note.empty()) out += "  " + note + "\n";
+    if (std::string note = intervals_note(c); !note.empty()) out += str("  ", note, "\n");
   }
   for (size_t i = 0; i < c.warnings.size(); ++i) {
-    out += (i == 0 ? "\n" : "") + wrap(c.warnings[i], width, "warning: ", "    ");
+    out += str(i == 0 ? "\n" : "", wrap(c.warnings[i], width, "warning: ", "    "));
   }
   return out;
 }
@@ -257,21 +257,21 @@ std::string to_markdown(const Comparison& c) {
   std::string out = "| |";
   std::string line = "|---|";
   for (const std::string& name : grid.headings) {
-    out += " " + escape_markdown(name) + " |";
+    out += str(" ", escape_markdown(name), " |");
     line += "---:|";
   }
   out += "\n" + line + "\n";
   for (size_t r = 0; r < grid.rows.size(); ++r) {
-    out += "| " + escape_markdown(grid.labels[r]) + " |";
+    out += str("| ", escape_markdown(grid.labels[r]), " |");
     for (const Cell& value : grid.rows[r])
-      out += " " + value.number + (value.deviation.empty() ? "" : " " + value.deviation) + " |";
+      out += str(" ", value.number, value.deviation.empty() ? "" : " ", value.deviation, " |");
     out += "\n";
   }
   out += str("\n", kSpreadNote, "\n");
   if (!c.differences.empty()) {
-    out += "\n" + heading(c) + ":\n\n";
-    for (const Difference& d : c.differences) out += "- " + escape_markdown(sentence(c, d)) + "\n";
-    if (std::string note = intervals_note(c); !note.empty()) out += "\n" + note + "\n";
+    out += str("\n", heading(c), ":\n\n");
+    for (const Difference& d : c.differences) out += str("- ", escape_markdown(sentence(c, d)), "\n");
+    if (std::string note = intervals_note(c); !note.empty()) out += str("\n", note, "\n");
   }
   for (size_t i = 0; i < c.warnings.size(); ++i) {
     out += str(i == 0 ? "\n" : "", "- **warning:** ", escape_markdown(c.warnings[i]), "\n");
@@ -286,8 +286,7 @@ std::string to_csv(const Comparison& c) {
   for (size_t g = 0; g < c.groups.size(); ++g) {
     out += str(csv_field(c.groups[g].name), ",", c.groups[g].runs.size());
     for (const Measure& m : c.measures) {
-      out += "," + exact(m.groups[g].mean);
-      if (m.spread) out += "," + exact(m.groups[g].deviation);
+      out += str(",", exact(m.groups[g].mean), m.spread ? str(",", exact(m.groups[g].deviation)) : "");
     }
     auto d = std::find_if(c.differences.begin(), c.differences.end(),
                           [&](const Difference& x) { return x.first == static_cast<int64_t>(g); });

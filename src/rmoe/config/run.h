@@ -118,6 +118,8 @@ struct SampleConfig {
   }
 };
 
+inline constexpr int64_t kMostThreads = 4096;
+
 struct TrainConfig {
   int64_t seed = 1;
   int64_t steps = 1000;
@@ -150,7 +152,7 @@ struct TrainConfig {
         Field{"dtype", &C::dtype, "of activations and matrix products; weights, routers and optimizer stay fp32"},
         Field{"recompute", &C::recompute,
               "layer: keep each layer's input only and run it again in backward; less memory, a third more time"},
-        Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0}},
+        Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0, .max = kMostThreads}},
         Field{"log_every", &C::log_every, "steps per line of metrics.jsonl", {.min = 1}},
         Field{"routing_stats", &C::routing_stats, "sum up what the routers do (loads, entropy, drops) for logs"},
         Field{"optimizer", &C::optimizer, "Adam and AdamW"},
@@ -175,5 +177,8 @@ struct RunConfig {
                       Field{"train", &C::train, "how to train it"}};
   }
 };
+
+// Sets model.vocab_size to that of the data, and refuses a data folder of another one.
+void resolve_vocabulary(RunConfig& config, int64_t data_size);
 
 }  // namespace rmoe

@@ -10,8 +10,8 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/data/file_reader.h"
-#include "rmoe/data/utf8.h"
 
 namespace rmoe::data {
 namespace {

@@ -25,8 +25,8 @@
 #include "rmoe/data/temp_folder.h"
 #include "rmoe/data/token_file.h"
 #include "rmoe/data/tokenizer.h"
-#include "rmoe/data/utf8.h"
 #include "rmoe/data/vocabulary.h"
+#include "rmoe/data/words.h"
 
 namespace rmoe::data {
 namespace {
@@ -305,6 +305,8 @@ class Preparation {
     if (fs::is_directory(path, error) || path.extension() == ".json") {
       given_ = Tokenizer::load(path);
       bytes_kept_ = !given_->needs_utf8();
+    } else if (!fs::exists(path, error)) {  // it is read last
+      io_error("cannot read ", path.string(), ": ", errno_text(ENOENT));
     }
   }
 
@@ -325,7 +327,7 @@ class Preparation {
       origins_.emplace_back(path, input);
     }
     if (!options_.sha256.empty()) {
-      RMOE_CHECK(fs::is_regular_file(path), input, ": --sha256 is for a file");
+      RMOE_CHECK(!fs::exists(path) || fs::is_regular_file(path), input, ": --sha256 is for a file");
       const std::string found = sha256_of(path);
       RMOE_CHECK(found == options_.sha256, input, ": SHA-256 is ", found, ", expected ", options_.sha256);
     }

@@ -14,9 +14,9 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/data/hash.h"
 #include "rmoe/data/tokenizer.h"
-#include "rmoe/data/utf8.h"
 
 namespace rmoe::data {
 namespace {
@@ -170,7 +170,7 @@ class SentencePieceTokenizer : public Tokenizer {
         text = "\xEF\xBF\xBD";  // U+FFFD
       } else {
         for (size_t at = 0; (at = text.find(kSpaceMark, at)) != text.npos; ++at)
-          text.replace(at, kSpaceMark.size(), " ");
+          text.replace(at, kSpaceMark.size(), 1, ' ');
       }
       model_.bytes.push_back(std::move(text));
     }

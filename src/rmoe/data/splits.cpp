@@ -7,7 +7,6 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/data/hash.h"
-#include "rmoe/data/utf8.h"
 
 namespace rmoe::data {
 namespace {

@@ -4,8 +4,8 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/data/hash.h"
-#include "rmoe/data/utf8.h"
 
 namespace rmoe::data {
 namespace {

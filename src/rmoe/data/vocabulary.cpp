@@ -6,7 +6,8 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
-#include "rmoe/data/utf8.h"
+#include "rmoe/base/utf8.h"
+#include "rmoe/data/words.h"
 
 namespace rmoe::data {
 namespace {

@@ -7,7 +7,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
 #include "rmoe/data/tokenizer.h"
-#include "rmoe/data/utf8.h"
+#include "rmoe/data/words.h"
 
 namespace rmoe::data {
 namespace {

@@ -378,7 +378,7 @@ std::string header_text(const std::vector<TensorEntry>& entries, const std::map<
   for (const TensorEntry& e : entries) {
     separate();
     out += quoted(e.name) + ":{\"dtype\":\"" + enum_name(e.dtype) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < e.shape.size(); ++i) out += (i > 0 ? "," : "") + std::to_string(e.shape[i]);
+    for (std::size_t i = 0; i < e.shape.size(); ++i) out += str(i > 0 ? "," : "", e.shape[i]);
     out += "],\"data_offsets\":[" + std::to_string(e.begin) + ',' + std::to_string(e.end) + "]}";
   }
   out += '}';

@@ -27,6 +27,19 @@ at::ScalarType torch_type(const io::TensorEntry& entry, const std::filesystem::p
   input_error(path.string(), ": tensor ", entry.name, " has dtype ", enum_name(entry.dtype), ", which is not read");
 }
 
+// A file may have sizes that torch cannot count with because another one is 0: [0, 2^62, 2^62] takes no bytes, but its
+// strides do not fit int64.
+void check_shape(const io::TensorEntry& entry, const std::filesystem::path& path) {
+  constexpr size_t kMostDimensions = 64;  // torch's own limit
+  RMOE_CHECK(entry.shape.size() <= kMostDimensions, path.string(), ": tensor ", entry.name, " has ", entry.shape.size(),
+             " dimensions, expected at most ", kMostDimensions);
+  int64_t bits = io::dtype_bits(entry.dtype);
+  for (const int64_t size : entry.shape) {
+    RMOE_CHECK(!__builtin_mul_overflow(bits, std::max<int64_t>(size, 1), &bits), path.string(), ": tensor ", entry.name,
+               " has shape ", at::IntArrayRef(entry.shape), ", which is too large for a tensor");
+  }
+}
+
 std::string shorten(const std::vector<std::string>& names) {
   std::string text;
   for (size_t i = 0; i < names.size() && i < 5; ++i) text += (i ? ", " : "") + names[i];
@@ -69,12 +82,13 @@ void load_tensors(const std::filesystem::path& path, const NamedTensors& targets
   }
   at::NoGradGuard no_grad;
   for (const io::TensorEntry& entry : file.entries()) {
+    check_shape(entry, path);
     const Tensor& target = *wanted[entry.name];
     RMOE_CHECK(target.sizes() == at::IntArrayRef(entry.shape), path.string(), ": tensor ", entry.name, " has shape ",
                at::IntArrayRef(entry.shape), ", expected ", target.sizes());
     RMOE_CHECK(target.scalar_type() == torch_type(entry, path), path.string(), ": tensor ", entry.name, " has dtype ",
                enum_name(entry.dtype), ", expected ", enum_name(file_type(target.scalar_type(), entry.name)));
-    Tensor rows = at::empty(entry.shape, target.options().device(at::kCPU));
+    const Tensor rows = at::empty(entry.shape, target.options().device(at::kCPU));
     file.read(entry, {static_cast<std::byte*>(rows.data_ptr()), static_cast<size_t>(rows.nbytes())});
     target.detach().copy_(rows);
   }
@@ -84,7 +98,8 @@ std::map<std::string, Tensor> read_tensors(const std::filesystem::path& path) {
   const io::SafetensorsFile file = io::SafetensorsFile::open(path);
   std::map<std::string, Tensor> result;
   for (const io::TensorEntry& entry : file.entries()) {
-    Tensor rows = at::empty(entry.shape, torch_type(entry, path));
+    check_shape(entry, path);
+    const Tensor rows = at::empty(entry.shape, torch_type(entry, path));
     file.read(entry, {static_cast<std::byte*>(rows.data_ptr()), static_cast<size_t>(rows.nbytes())});
     result[entry.name] = rows;
   }

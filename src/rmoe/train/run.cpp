@@ -69,13 +69,6 @@ struct RunData {
   }
 };
 
-void resolve_vocabulary(RunConfig& config, const RunData& data) {
-  const int64_t size = data.tokenizer->vocab_size();
-  int64_t& wanted = config.model.vocab_size;
-  if (wanted == 0) wanted = size;
-  RMOE_CHECK(wanted == size, "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ", size);
-}
-
 // What no setting can make fit is refused before it is allocated.
 void check_memory(const ModelConfig& model, int64_t block) {
   constexpr int64_t kBytesPerParameter = 16;  // fp32: the weight, its gradient and Adam's two moments
@@ -396,12 +389,13 @@ class Run {
 // Whether the run's summary says that its budget was used up at this step, and the config asks for no more.
 bool is_finished(const fs::path& out, int64_t step, const RunConfig& config) {
   if (!fs::exists(out / "summary.json")) return false;
-  const Json summary = read_json_file(out / "summary.json");
+  const std::string what = (out / "summary.json").string();
+  const Json summary = read_json_file(what);
   const TrainConfig& t = config.train;
-  const bool used = (summary.value("stop", "") == "steps" && step >= t.steps) ||
+  const bool used = (json_string(summary, "stop", what) == "steps" && step >= t.steps) ||
                     (t.tokens > 0 && step * t.batch * t.block >= t.tokens) ||
-                    (t.minutes > 0 && summary.value("seconds", 0.0) >= 60 * t.minutes);
-  return summary.value("finished", false) && summary.value("steps", int64_t{-1}) == step && used;
+                    (t.minutes > 0 && json_double(summary, "seconds", what) >= 60 * t.minutes);
+  return json_bool(summary, "finished", what) && json_int(summary, "steps", what) == step && used;
 }
 
 double last_valid_bits(const fs::path& out) {
@@ -418,7 +412,7 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
   RMOE_CHECK(!config.data.path.empty(), "train: data.path is not set; it is the folder made by `rmoe data prepare`");
   configure_runtime(config.train.threads);
   RunData data(config.data.path);
-  resolve_vocabulary(config, data);
+  resolve_vocabulary(config, data.tokenizer->vocab_size());
   config.model.validate();
   check_memory(config.model, config.train.block);
 

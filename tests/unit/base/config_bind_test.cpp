@@ -174,10 +174,55 @@ TEST(Bind, RelationsAreCheckedAndSayWhereTheSectionIs) {
   EXPECT_EQ(error("[[ranges]]\n[[ranges]]\nlow = 2"),
             "f.toml:2:1: ranges[1]: low is 2, expected at most high = 1 | swap them");
   EXPECT_EQ(error("part.shape.width = 1e7"), "f.toml:1:6: part.shape: the area is 2e+07, expected below 1e6");
+}
+
+TEST(Bind, RelationsThatAFlagBreaksAreBlamedOnTheFlag) {
   EXPECT_EQ(error("part.limits.low = 0.5", {"--part.limits.high=0.25"}),
-            "f.toml:1:6: part.limits: low is 0.5, expected at most high = 0.25 | swap them");
+            "--part.limits.high=0.25: part.limits: low is 0.5, expected at most high = 0.25 (low from f.toml:1:13) | "
+            "swap them");
   EXPECT_EQ(flag_error({"--part.limits.low=2"}),
             "--part.limits.low=2: part.limits: low is 2, expected at most high = 1 | swap them");
+  EXPECT_EQ(error("[part.limits]\nlow = 0", {"--part.limits.low=3", "--part.limits.high=2"}),
+            "--part.limits.low=3 --part.limits.high=2: part.limits: low is 3, expected at most high = 2 | swap them");
+  EXPECT_EQ(flag_error({"--part.limits={low=2}"}),
+            "--part.limits={low=2}: part.limits: low is 2, expected at most high = 1 | swap them");
+  EXPECT_EQ(error("[[ranges]]\nlow = -1", {"--ranges.0.low=2"}),
+            "--ranges.0.low=2: ranges[0]: low is 2, expected at most high = 1 | swap them");
+  // Another flag is not to blame.
+  EXPECT_EQ(error("[part.limits]\nlow = 2", {"--count=4", "--part.top_k=3"}),
+            "f.toml:1:7: part.limits: low is 2, expected at most high = 1 | swap them");
+  // What the message does not name may still matter.
+  EXPECT_EQ(error("[part.shape]\nwidth = 1e4", {"--part.shape.height=1e3"}),
+            "f.toml:1:7: part.shape: the area is 1e+07, expected below 1e6 (with --part.shape.height=1e3)");
+  EXPECT_EQ(flag_error({"--part.shape.width=1e4", "--part.shape.height=1e3"}),
+            "--part.shape.width=1e4 --part.shape.height=1e3: part.shape: the area is 1e+07, expected below 1e6");
+}
+
+struct Inner {
+  int64_t experts = 4;
+  static constexpr auto fields() { return std::tuple{Field{"experts", &Inner::experts, "experts"}}; }
+};
+struct Whole {
+  int64_t layers = 2, experts_total = 8;
+  Inner moe;
+  static constexpr auto fields() {
+    return std::tuple{Field{"layers", &Whole::layers, "layers"},
+                      Field{"experts_total", &Whole::experts_total, "all experts"}, Field{"moe", &Whole::moe, "inner"}};
+  }
+  void validate() const {
+    RMOE_CHECK(layers * moe.experts <= experts_total, "layers * moe.experts must be at most ", experts_total);
+  }
+};
+TEST(Bind, RelationsOverSectionsFindTheFlagByItsWholeKey) {
+  Whole config;
+  Node tree = parse_toml("layers = 1\n", "f.toml");
+  merge(tree, parse_flags({"--experts_total=7", "--moe.experts=9"}));
+  try {
+    bind(config, tree);
+    FAIL() << "nothing thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.message(), "--moe.experts=9: layers * moe.experts must be at most 7 (layers from f.toml:1:1)");
+  }
 }
 
 struct Outer {

@@ -110,6 +110,8 @@ TEST(RangeText, NamesTheBounds) {
   EXPECT_EQ(range_text({.above = 0}), "above 0");
   EXPECT_EQ(range_text({.min = 0, .max = 1}), "at least 0 and at most 1");
   EXPECT_EQ(range_text({.below = 1}), "below 1");
+  EXPECT_EQ(range_text({.min = -1e6, .max = 1e9}), "at least -1000000 and at most 1000000000");
+  EXPECT_EQ(range_text({.max = 1e30, .above = 0.25}), "above 0.25 and at most 1e+30");
 }
 
 double finite_double() {

@@ -132,7 +132,7 @@ TEST_F(TomlFile, BasesAreRelativeToTheirFileAndLaterOnesWin) {
 }
 
 TEST_F(TomlFile, MistakesWithBasesNameTheFileThatNamesThem) {
-  EXPECT_EQ(error(write("a.toml", "# c\nbase = 'none.toml'\n")), "2 a.toml:2:1: base file none.toml does not exist");
+  EXPECT_EQ(error(write("a.toml", "# c\nbase = 'none.toml'\n")), "4 a.toml:2:1: base file none.toml does not exist");
   EXPECT_EQ(error(write("b.toml", "base = 3\n")), "2 b.toml:1:1: base: expected a file name or a list of file names");
   EXPECT_EQ(error(write("c.toml", "base = ['']\n")),
             "2 c.toml:1:9: base: expected a file name or a list of file names");

@@ -1,5 +1,8 @@
 #include "rmoe/base/error.h"
 
+#include <cmath>
+#include <limits>
+
 #include <gtest/gtest.h>
 
 namespace rmoe {
@@ -9,6 +12,13 @@ TEST(Str, StreamsAllPartsAndWritesListsAndBools) {
   EXPECT_EQ(str("state [", 4096, ",", 128, "] ", true, ' ', std::vector<int64_t>{1, 2}, " ", std::vector<bool>{}),
             "state [4096,128] true [1, 2] []");
   EXPECT_EQ(str(), "");
+}
+
+TEST(Str, WritesWhatIsNotFiniteWithoutTheSignOfANan) {
+  const double nan = std::nan(""), inf = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(str(nan, ' ', -nan, ' ', std::copysign(nan, -1), ' ', std::copysign(std::nanf(""), -1.0F)),
+            "nan nan nan nan");
+  EXPECT_EQ(str(inf, ' ', -inf, ' ', std::vector<double>{-nan, 0.5}), "inf -inf [nan, 0.5]");
 }
 
 TEST(Check, FailsWithBadInputAndTheParts) {

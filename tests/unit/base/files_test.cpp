@@ -67,10 +67,19 @@ TEST(Files, ReadFailuresNameThePath) {
 
 TEST(Files, WriteFailuresKeepTheOldFileAndNameThePath) {
   TempDir dir;
-  EXPECT_EQ(io_failure([&] { write_file_atomic(dir / "none" / "f", "x"); }).substr(0, 12), "cannot write");
   std::filesystem::create_directory(dir / "d");
-  EXPECT_EQ(io_failure([&] { write_file_atomic(dir / "d", "x"); }),
-            "cannot write " + (dir / "d").string() + ": Is a directory");
+  write_file_atomic(dir / "d" / "f", "");
+  for (const auto& [path, reason] : {std::pair{dir / "none" / "f", "No such file or directory"},
+                                     {dir / "d", "Is a directory"},
+                                     {dir / "d" / ".", "Is a directory"},
+                                     {dir / "d" / "f" / "g", "Not a directory"}}) {
+    const std::string expected = "cannot write " + path.string() + ": " + reason;
+    EXPECT_EQ(io_failure([&] { write_file_atomic(path, "x"); }), expected);
+    EXPECT_EQ(io_failure([&] { check_writable(path); }), expected);
+  }
+  check_writable(dir / "d" / "f");
+  check_writable(dir / "new");
+  check_writable("new");
   EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"d"});
 
   // The kernel's limit on file sizes stands in for a full disk.

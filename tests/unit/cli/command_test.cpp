@@ -27,6 +27,18 @@ Result run(const std::vector<std::string>& args) {
   return {code, testing::internal::GetCapturedStdout(), testing::internal::GetCapturedStderr()};
 }
 
+struct Layers {
+  int64_t layers = 1;
+  static constexpr auto fields() { return std::tuple{Field{"layers", &Layers::layers, "layers"}}; }
+};
+struct ProbeConfig {
+  std::string name;
+  Layers model;
+  static constexpr auto fields() {
+    return std::tuple{Field{"name", &ProbeConfig::name, "a name"}, Field{"model", &ProbeConfig::model, "a model"}};
+  }
+};
+
 // `probe FILE [--out DIR] [--a.b=c ...]`: prints what it got, or fails as FILE says.
 void setup_probe(CLI::App& app, Globals& globals) {
   struct Options {
@@ -35,12 +47,13 @@ void setup_probe(CLI::App& app, Globals& globals) {
   auto options = std::make_shared<Options>();
   app.add_option("FILE", options->file, "what to do");
   app.add_option("--out", options->out, "output folder");
-  take_config_flags(app);
+  take_config_flags<ProbeConfig>(app, globals);
   app.callback([options, &globals] {
     if (options->file == "bad") throw Error(Exit::kBadInput, "probe: it is bad", "make it good");
     if (options->file == "diverged") throw Error(Exit::kDiverged, "probe: loss is nan at step 3");
     if (options->file == "bug") throw std::out_of_range("index");
     if (options->file == "signal") globals.exit_code = 130;
+    if (options->file == "folder") std::filesystem::create_directories("/proc/self/stat/x");
     std::cout << options->file << "|" << options->out << "|" << globals.json << globals.quiet << globals.threads;
     for (const std::string& flag : globals.config_flags) std::cout << "|" << flag;
     std::cout << "\n";
@@ -68,8 +81,28 @@ TEST(CommandLine, VersionIsOneLine) {
 TEST(CommandLine, ConfigFlagsDoNotEatPositionalArguments) {
   EXPECT_EQ(run({"probe", "a.toml", "--model.layers=4"}).out, "a.toml||000|--model.layers=4\n");
   EXPECT_EQ(run({"probe", "--model.layers", "4", "a.toml"}).out, "a.toml||000|--model.layers|4\n");
-  EXPECT_EQ(run({"probe", "--x", "-1", "--out", "d", "--y=2", "a.toml"}).out, "a.toml|d|000|--x|-1|--y=2\n");
-  EXPECT_EQ(run({"probe", "--out=d", "a.toml", "--x"}).out, "a.toml|d|000|--x\n");
+  EXPECT_EQ(run({"probe", "--x.y", "-1", "--out", "d", "--model={}", "a.toml"}).out,
+            "a.toml|d|000|--x.y|-1|--model={}\n");
+  EXPECT_EQ(run({"probe", "--out=d", "a.toml", "--x.y"}).out, "a.toml|d|000|--x.y\n");
+  EXPECT_EQ(run({"probe", "--name", "b", "a.toml"}).out, "a.toml||000|--name|b\n");
+}
+
+TEST(CommandLine, AMistypedOptionIsNoConfigFlag) {
+  const auto error = [](const std::vector<std::string>& args) {
+    const Result result = run(args);
+    EXPECT_EQ(result.code, 2);
+    EXPECT_EQ(result.out, "");
+    return result.err;
+  };
+  EXPECT_EQ(error({"probe", "a", "--ouy", "x"}), "rmoe: probe: unknown option --ouy\n  help: did you mean '--out'?\n");
+  EXPECT_EQ(error({"probe", "--ouy=x.y", "a"}), "rmoe: probe: unknown option --ouy\n  help: did you mean '--out'?\n");
+  EXPECT_EQ(error({"probe", "--nmae=x"}), "rmoe: probe: unknown option --nmae\n  help: did you mean '--name'?\n");
+  EXPECT_EQ(error({"probe", "--layers=2"}),
+            "rmoe: probe: unknown option --layers\n  help: did you mean '--model.layers'?\n");
+  EXPECT_EQ(error({"probe", "--layer", "2"}),
+            "rmoe: probe: unknown option --layer\n  help: did you mean '--model.layers'?\n");
+  EXPECT_EQ(error({"probe", "--zzzzzz"}),
+            "rmoe: probe: unknown option --zzzzzz\n  help: `rmoe probe --help` lists the options\n");
 }
 
 TEST(CommandLine, GlobalOptionsStandBeforeOrAfterTheCommand) {
@@ -93,6 +126,10 @@ TEST(CommandLine, ErrorsAreOneLineAndAHelpLine) {
   EXPECT_EQ(bad.out, "");
   EXPECT_EQ(run({"probe", "diverged", "--quiet"}).err, "rmoe: probe: loss is nan at step 3\n");
   EXPECT_EQ(run({"probe", "bug"}).err, "rmoe: internal error: index\n");
+  EXPECT_EQ(run({"probe", "folder"}).code, 4);
+  EXPECT_EQ(run({"probe", "folder"}).err, "rmoe: cannot use /proc/self/stat/x: Not a directory\n");
+  EXPECT_TRUE(run({"probe", "a", "b\nc\t\x1b[31m\x7f"})
+                  .err.starts_with("rmoe: probe: unexpected argument 'b\\nc\\t\\x1b[31m\\x7f'\n  help: "));
 }
 
 TEST(CommandLine, WithJsonAnErrorIsAlsoAnObject) {
@@ -117,6 +154,37 @@ TEST(CommandLine, UsageErrorsNameTheNearest) {
   EXPECT_EQ(error({"list"}), "rmoe: list: WHAT is required\n  help: `rmoe list --help` shows what it takes\n");
   EXPECT_EQ(error({"probe", "--threads", "x"}).substr(0, 23), "rmoe: probe: --threads:");
   EXPECT_EQ(error({"probe", "--threads", "0"}).substr(0, 23), "rmoe: probe: --threads:");
+  EXPECT_EQ(error({"--threads", "2"}), "rmoe: a command is missing\n  help: `rmoe --help` lists them\n");
+  EXPECT_EQ(error({"-x"}), "rmoe: unknown option -x\n  help: `rmoe --help` lists the options\n");
+  EXPECT_EQ(error({"--", "probe"}), "rmoe: a command is missing\n  help: `rmoe --help` lists them\n");
+  EXPECT_EQ(error({"probe", "--", "a", "--out", "b"}),
+            "rmoe: probe: unexpected argument '--out'\n  help: what follows '--' is neither an option nor a command\n");
+}
+
+TEST(CommandLine, ValuesThatCannotBeMeantAreRefused) {
+  const auto error = [](const std::vector<std::string>& args) {
+    const Result result = run(args);
+    EXPECT_EQ(result.code, 2);
+    EXPECT_EQ(result.out, "");
+    return result.err.substr(0, result.err.find('\n'));
+  };
+  for (const char* threads : {"0", "4097", "99999999999999999999", "-1", "1.5", "1e1", "0x10", " 2", "nan"}) {
+    EXPECT_EQ(error({"probe", "--threads", threads}),
+              str("rmoe: probe: --threads: expected an integer from 1 to 4096, got '", threads, "'"));
+  }
+  EXPECT_EQ(error({"probe", "--out", ""}), "rmoe: probe: --out: expected a value, got an empty text");
+  EXPECT_EQ(error({"probe", ""}), "rmoe: probe: FILE: expected a value, got an empty text");
+  EXPECT_EQ(error({"probe", "--out="}), "rmoe: probe: --out: no value given");
+  EXPECT_EQ(error({"probe", "--out"}), "rmoe: probe: --out: no value given");
+  EXPECT_EQ(error({"probe", "--out", "a", "--out", "b"}), "rmoe: probe: --out: given 2 times, expected once");
+}
+
+TEST(Validators, TakeNumbersThatFit) {
+  for (const char* text : {"0", "-7", "9223372036854775807"}) EXPECT_EQ(integer(-7)(text), "") << text;
+  for (const char* text : {"-8", "9223372036854775808", "", "+1", "1 ", "inf"})
+    EXPECT_NE(integer(-7)(text), "") << text;
+  for (const char* text : {"0", "-1.5", "1e-3", ".5", "nan", "inf"}) EXPECT_EQ(number()(text), "") << text;
+  for (const char* text : {"", "x", "1,5", "1e999", "0.5x"}) EXPECT_NE(number()(text), "") << text;
 }
 
 TEST(List, UnknownThingGivesTheNearest) {
@@ -137,6 +205,7 @@ TEST(List, ConfigsWithTheirFirstComment) {
   const Result none = run({"list", "configs", "--dir", folder + "/none"});
   EXPECT_EQ(none.code, 4);
   EXPECT_EQ(none.err.substr(0, 20), "rmoe: list configs: ");
+  EXPECT_EQ(run({"list", "configs", "--dir", folder + "/b.toml"}).code, 2);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ TEST(ReadRun, SaysWhatIsNoRunFolder) {
   TempDir dir;
   std::string missing = (dir / "x").string();
   EXPECT_EQ(error_of(missing).message(), "compare: " + missing + " does not exist");
-  EXPECT_EQ(error_of(missing).code(), Exit::kBadInput);
+  EXPECT_EQ(error_of(missing).code(), Exit::kIo);
 
   write_text(dir / "file", "");
   EXPECT_EQ(error_of((dir / "file").string()).message(), "compare: " + (dir / "file").string() + " is not a folder");

@@ -7,8 +7,8 @@
 #include <gtest/gtest.h>
 
 #include "rmoe/base/files.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/data/tokenizer.h"
-#include "rmoe/data/utf8.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/data/expect_error.h"
 

@@ -5,7 +5,7 @@
 
 #include <gtest/gtest.h>
 
-#include "rmoe/data/utf8.h"
+#include "rmoe/base/utf8.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/data/expect_error.h"
 #include "tests/unit/data/pack.h"

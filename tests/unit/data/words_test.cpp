@@ -1,5 +1,5 @@
-// UTF-8 reading and the counts of a text.
-#include "rmoe/data/utf8.h"
+// White space, words and the counts of a text.
+#include "rmoe/data/words.h"
 
 #include <string>
 #include <vector>
@@ -8,52 +8,6 @@
 
 namespace rmoe::data {
 namespace {
-
-using Kind = Utf8Char::Kind;
-
-TEST(FirstChar, ReadsEveryCodePointThatAppendWrites) {
-  for (char32_t value = 0; value < 0x110000; ++value) {
-    if (value >= 0xD800 && value <= 0xDFFF) continue;
-    std::string text;
-    append_utf8(value, text);
-    const Utf8Char c = first_char(text + "x");
-    ASSERT_EQ(c.kind, Kind::kValid) << static_cast<uint32_t>(value);
-    ASSERT_TRUE(c.value == value);
-    ASSERT_EQ(c.length, static_cast<int64_t>(text.size()));
-  }
-}
-
-TEST(FirstChar, RefusesSurrogatesOverlongFormsAndValuesBeyondUnicode) {
-  for (const char* text : {"\xED\xA0\x80", "\xC0\xAF", "\xE0\x80\xAF", "\xF0\x80\x80\xAF", "\xF4\x90\x80\x80",
-                           "\xF5\x80\x80\x80", "\x80", "\xFF", "\xC3(", "\xE2\x28\xA1"}) {
-    EXPECT_EQ(first_char(text).kind, Kind::kInvalid) << text;
-    EXPECT_EQ(first_char(text).length, 1);
-  }
-}
-
-TEST(FirstChar, TellsAnUnfinishedCharacterFromAnInvalidOne) {
-  EXPECT_EQ(first_char("\xE4\xB8").kind, Kind::kIncomplete);
-  EXPECT_EQ(first_char("\xE4\xB8").length, 2);
-  EXPECT_EQ(first_char("\xF0").kind, Kind::kIncomplete);
-  EXPECT_EQ(first_char("\xED\xA0").kind, Kind::kInvalid);  // can only become a surrogate
-}
-
-TEST(FirstInvalid, GivesTheOffsetOfTheFirstBadByte) {
-  EXPECT_EQ(first_invalid("plain \xC3\xA9"), std::nullopt);
-  EXPECT_EQ(first_invalid("ab\xFFz"), 2);
-  EXPECT_EQ(first_invalid("ab\xC3"), 2);
-  EXPECT_EQ(first_invalid("ab\xC3", /*may_continue=*/true), std::nullopt);
-}
-
-TEST(UnfinishedTail, CountsOnlyBytesThatMayStillBecomeACharacter) {
-  EXPECT_EQ(unfinished_tail(""), 0);
-  EXPECT_EQ(unfinished_tail("abc"), 0);
-  EXPECT_EQ(unfinished_tail("a\xC3"), 1);
-  EXPECT_EQ(unfinished_tail("a\xE4\xB8"), 2);
-  EXPECT_EQ(unfinished_tail("a\xF0\x9F\x98"), 3);
-  EXPECT_EQ(unfinished_tail("a\xF0\x9F\x98\x80"), 0);
-  EXPECT_EQ(unfinished_tail("\x80\x80\x80\x80"), 0);
-}
 
 TEST(IsSpace, IsWhatPythonSplitsAt) {
   std::vector<char32_t> spaces;
