@@ -715,10 +715,10 @@ class Trained(WithRun):
         self.assertEqual(own["split"], "test")
         self.fails(2, "eval", "run", "--checkpoint", "7", says=["run: no checkpoint of step 7", "[5, 10, 15, 20]"])
         self.fails(2, "eval", "run", "--checkpoint", "last", says="newest, best or the number of a step")
-        self.fails(2, "eval", "nowhere", says="nowhere: no such run folder")
+        self.fails(4, "eval", "nowhere", says="nowhere: no such run folder")
         self.fails(2, "eval", "data", says="data: not a run folder")
         self.fails(2, "eval", "run", "--data", "text.txt", says="text.txt: not a token file")
-        self.fails(2, "eval", "run", "--data", "nowhere", says="nowhere: no such data")
+        self.fails(4, "eval", "run", "--data", "nowhere", says="nowhere: no such data")
 
     def test_generate_reads_the_prompt_from_argument_file_and_standard_input(self):
         generate = ["generate", "run", "-n", "60", "--seed", "3", "--quiet"]

@@ -33,13 +33,13 @@ SplitFile find_data(const LoadedRun& run, const EvalCommand& command) {
   const fs::path trained_on = run.config.data.path;
   if (command.data.empty()) {
     if (!fs::is_directory(trained_on)) {
-      throw Error(Exit::kBadInput, str(command.run, ": the data it was trained on is not there: ", trained_on.string()),
+      throw Error(Exit::kIo, str(command.run, ": the data it was trained on is not there: ", trained_on.string()),
                   "run from the folder where it was trained, or name the data with --data");
     }
     return {trained_on / (command.split + ".tok"), command.split, true};
   }
   const fs::path data = command.data;
-  RMOE_CHECK(fs::exists(data), data.string(), ": no such data folder or token file");
+  if (!fs::exists(data)) io_error(data.string(), ": no such data folder or token file");
   if (fs::is_directory(data)) return {data / (command.split + ".tok"), command.split, same_file(data, trained_on)};
   const std::string split = data.stem().string();
   return {data, split, data.extension() == ".tok" && same_file(data, trained_on / (split + ".tok"))};
@@ -100,7 +100,7 @@ EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
   const LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const SplitFile data = find_data(run, command);
-  RMOE_CHECK(fs::exists(data.path), data.path.string(), ": no such token file");
+  if (!fs::exists(data.path)) io_error(data.path.string(), ": no such token file");
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 

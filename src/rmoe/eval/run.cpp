@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 constexpr const char* kRunHelp = "a run folder is what `rmoe train CONFIG.toml --out FOLDER` writes";
 
 void check_folder(const fs::path& dir) {
-  if (!fs::exists(dir)) throw Error(Exit::kBadInput, str(dir.string(), ": no such run folder"), kRunHelp);
+  if (!fs::exists(dir)) throw Error(Exit::kIo, str(dir.string(), ": no such run folder"), kRunHelp);
   if (!fs::exists(dir / "config.toml")) {
     throw Error(Exit::kBadInput, str(dir.string(), ": not a run folder: it has no config.toml"), kRunHelp);
   }

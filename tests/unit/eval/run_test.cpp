@@ -156,7 +156,7 @@ TEST_F(RunFolder, UnknownStepsAndNoCheckpointsAreErrors) {
 TEST_F(RunFolder, FoldersThatAreNoRunsAreNamed) {
   for (const fs::path& path : {dir_ / "nothing", data()}) {
     const Failure failure = failure_of([&] { load_run(path); });
-    EXPECT_EQ(failure.code, Exit::kBadInput);
+    EXPECT_EQ(failure.code, fs::exists(path) ? Exit::kBadInput : Exit::kIo);
     EXPECT_EQ(failure.message.find(path.string()), 0u) << failure.message;
   }
 }
@@ -239,13 +239,17 @@ TEST_F(RunFolder, EvalRefusesDataOfAnotherTokenizer) {
 TEST_F(RunFolder, EvalNamesDataThatIsMissing) {
   EvalCommand command = eval_command(run());
   command.data = (dir_ / "nowhere").string();
-  EXPECT_NE(failure_of([&] { run_eval(command); }).message.find("nowhere"), std::string::npos);
+  Failure failure = failure_of([&] { run_eval(command); });
+  EXPECT_EQ(failure.code, Exit::kIo);
+  EXPECT_NE(failure.message.find("nowhere"), std::string::npos) << failure.message;
   command.data.clear();
   fs::remove(data() / "valid.tok");
-  EXPECT_NE(failure_of([&] { run_eval(command); }).message.find("valid.tok"), std::string::npos);
+  failure = failure_of([&] { run_eval(command); });
+  EXPECT_EQ(failure.code, Exit::kIo);
+  EXPECT_NE(failure.message.find("valid.tok"), std::string::npos) << failure.message;
   fs::remove_all(data());
-  const Failure failure = failure_of([&] { run_eval(command); });
-  EXPECT_EQ(failure.code, Exit::kBadInput);
+  failure = failure_of([&] { run_eval(command); });
+  EXPECT_EQ(failure.code, Exit::kIo);
   EXPECT_NE(failure.help.find("--data"), std::string::npos) << failure.help;
 }
 
