@@ -176,4 +176,4 @@ class Choice : public AnyChoice {
 
 // Enters a plug-in when the program starts: RMOE_REGISTER(registry, name, type, summary);
 #define RMOE_REGISTER(registry, name, type, summary) \
-  [[maybe_unused]] static const bool RMOE_CONCAT(rmoe_registered_, __LINE__) = registry::add<type>(name, summary)
+  [[maybe_unused]] static const bool RMOE_CONCAT(rmoe_registered_, __COUNTER__) = registry::add<type>(name, summary)
