@@ -224,9 +224,9 @@ class Binder {
         if (candidate.name == key) member = &candidate;
       }
       if (!member) {
-        const std::string other_kind = kind_with_option(section, key);
-        if (child.outdated && !other_kind.empty()) continue;
-        unknown_key(known, child, path, key, other_kind);
+        const std::string other_kinds = kinds_with_option(section, key);
+        if (child.outdated && !other_kinds.empty()) continue;
+        unknown_key(known, child, path, key, other_kinds);
       }
       assign(member->slot, member->range, child, joined(path, key));
     }
@@ -290,27 +290,28 @@ class Binder {
         str(node->source.prefix(), where, " is '", shortened(kind), "', expected one of ", list(names)), help);
   }
 
-  // A kind that a Choice of this section could have and that knows the key; empty when there is none.
-  static std::string kind_with_option(const Section& section, const std::string& key) {
+  // The kinds that a Choice of this section could have and that know the key: kind = "a" or "b". Empty: there is none.
+  static std::string kinds_with_option(const Section& section, const std::string& key) {
+    std::string kinds;
     for (const Member& member : section.members) {
       const auto* choice = std::get_if<AnyChoice*>(&member.slot);
       if (!choice) continue;
       for (const Plugin& plugin : (*choice)->catalogue().entries()) {
         std::any options = plugin.options;
         for (const Member& option : expanded(plugin.section(options)).members) {
-          if (option.name == key) return plugin.name;
+          if (option.name == key) kinds += str(kinds.empty() ? "kind = \"" : " or \"", plugin.name, "\"");
         }
       }
     }
-    return "";
+    return kinds;
   }
 
   [[noreturn]] void unknown_key(const Section& known, const Node& node, const std::string& path, const std::string& key,
-                                const std::string& other_kind) {
+                                const std::string& other_kinds) {
     const std::vector<std::string> names = keys_of(known);
     std::string help;
-    if (!other_kind.empty()) {
-      help = str("it belongs to kind = \"", other_kind, "\"");
+    if (!other_kinds.empty()) {
+      help = str("it belongs to ", other_kinds);
     } else if (!nearest(key, names).empty()) {
       help = help_for_unknown(key, names);
     } else if (const std::string elsewhere = nearest_elsewhere(key); !elsewhere.empty()) {

@@ -5,7 +5,7 @@
 namespace rmoe {
 
 void MoeConfig::validate() const {
-  RMOE_CHECK(top_k <= all_experts(), "top_k must be at most the number of experts, got top_k = ", top_k,
+  RMOE_CHECK(top_k <= all_experts(), "top_k must be at most experts, got top_k = ", top_k,
              " and experts = ", all_experts());
 }
 
