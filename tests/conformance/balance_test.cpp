@@ -206,7 +206,8 @@ TEST(SilentErrors, DoubledBalanceGradientsWouldBeSeen) {
       sum.push_back((task[i].defined() ? task[i] : zero) + (balance[i].defined() ? balance[i] : zero));
     }
     testing::expect_same_gradients(net, sum, both, recompute ? "recomputed" : "plain", 1e-12);
-    testing::expect_directional_gradients(net, [&] { return net.pipeline().loss(net.run(batch).trace); }, "balance");
+    testing::expect_directional_gradients(
+        net, [&] { return net.pipeline().loss(net.run(batch, {.recompute = recompute}).trace); }, "balance");
   }
 }
 

@@ -30,6 +30,7 @@ Flags options_of(const std::string& plural, const std::string& kind) {
       {"stages/rnn", {"--stage.width=5"}},
       {"stages/lstm", {"--stage.width=5"}},
       {"stages/additive", {"--stage.width=5"}},
+      {"routers/compete", {"--router.rate=1"}},
       {"routers/mlp", {"--router.width=5"}},
       {"routers/xmoe", {"--router.width=3"}},
       {"routers/hyper", {"--router.width=4"}},
@@ -148,9 +149,9 @@ void expect_save_and_load(const Flags& flags, Net& net, const Batch& batch, cons
 }
 
 void expect_recorded_choices_replay(Net& net, const Batch& batch, const NetResult& plain,
-                                    const std::vector<Tensor>& grads) {
-  NetOptions replay;
-  for (const Routing& r : plain.trace) replay.replay_TK.push_back(r.ids_TK);
+                                    const std::vector<Tensor>& grads, bool training = false) {
+  NetOptions replay{.training = training};
+  for (const Routing& r : plain.trace) replay.replay_TK.push_back(r.chosen_TK);
   Tensor y;
   const auto again = gradients_of(net, [&] {
     const auto result = net.run(batch, replay);
@@ -163,8 +164,8 @@ void expect_recorded_choices_replay(Net& net, const Batch& batch, const NetResul
 }
 
 void expect_pipeline_pieces(Net& net, const Batch& batch, const NetResult& plain, const std::vector<Tensor>& grads) {
-  const auto pieces = gradients_of(net, [&] {
-    for (const int64_t cut : {1}) {
+  for (const int64_t cut : {1, 2}) {
+    const auto pieces = gradients_of(net, [&] {
       const auto first = net.run_layers(0, cut, batch, batch.x_BSD, {});
       // By value: what crosses the boundary has no graph, as if it came from another process.
       const auto received = [](const Tensor& t) {
@@ -189,9 +190,9 @@ void expect_pipeline_pieces(Net& net, const Batch& batch, const NetResult& plain
       back(first.carry.cell_TP, carry.cell_TP);
       for (size_t i = 0; i < carry.scores_TN.size(); ++i) back(first.carry.scores_TN[i], carry.scores_TN[i]);
       torch::autograd::backward(roots, root_grads);
-    }
-  });
-  testing::expect_same_gradients(net, grads, pieces, "two pipeline pieces");
+    });
+    testing::expect_same_gradients(net, grads, pieces, "two pipeline pieces, cut at " + std::to_string(cut));
+  }
 }
 
 void expect_micro_batches(Net& net, const Batch& batch, const std::vector<Tensor>& grads) {
@@ -254,11 +255,21 @@ void expect_edges(const Flags& flags, Net& net, const Batch& batch) {
     EXPECT_EQ(param.value.grad()[2].abs().max().item<double>(), 0) << param.name << ": expert without tokens";
   }
   net.clear_gradients();
+  // One expert for all.
+  forced.replay_TK.assign(static_cast<size_t>(testing::kLayers), at::full({kSequences * kLength, 1}, 2, at::kLong));
+  const auto one = net.run(batch, forced);
+  EXPECT_EQ(one.trace[1].counts_N[2].item<int64_t>(), kSequences * kLength);
+  EXPECT_TRUE(one.y_BSD.isfinite().all().item<bool>());
   // K = N.
-  const Flags all = joined(flags, {"--top_k=4"});
+  const Flags all = joined(flags, {"--top_k=" + std::to_string(net.pipeline().experts())});
   if (refusal(all).empty()) {
-    const Net every(all);
+    Net every(all);
     expect_sound_routing(every, every.run(batch));
+    net_loss(every.run(batch).y_BSD).backward();
+    for (const Param& param : every.table.all()) {
+      if (!param.value.grad().defined()) continue;
+      EXPECT_TRUE(param.value.grad().isfinite().all().item<bool>()) << param.name;
+    }
   }
 }
 
@@ -278,6 +289,26 @@ void expect_ties_are_broken_alike(const Flags& flags, const Batch& batch) {
   for (const Routing& r : first.trace) {
     EXPECT_TRUE(r.ids_TK.equal(at::arange(r.ids_TK.size(1)).expand_as(r.ids_TK))) << r.ids_TK;
   }
+}
+
+// In training there is noise, competition, capacity, transport: the same numbers again for the same key.
+void expect_training_promises(Net& net, const Batch& batch) {
+  const auto loss = [&](const NetResult& result) { return net_loss(result.y_BSD) + net.pipeline().loss(result.trace); };
+  NetResult plain;
+  const auto grads = gradients_of(net, [&] {
+    plain = net.run(batch, {.training = true});
+    net_loss(plain.y_BSD).backward();
+  });
+  plain.y_BSD = plain.y_BSD.detach();
+  expect_sound_routing(net, plain);
+  expect_recorded_choices_replay(net, batch, plain, grads, /*training=*/true);
+  const auto with_losses = gradients_of(net, [&] { loss(net.run(batch, {.training = true})).backward(); });
+  const auto recomputed = gradients_of(net, [&] {
+    const auto result = net.run(batch, {.training = true, .recompute = true});
+    EXPECT_TRUE(result.y_BSD.equal(plain.y_BSD));
+    loss(result).backward();
+  });
+  testing::expect_same_gradients(net, with_losses, recomputed, "recomputed in training", 1e-12);
 }
 
 void expect_conformance(const Flags& flags) {
@@ -318,6 +349,7 @@ void expect_conformance(const Flags& flags) {
   } else if (!net.pipeline().causal()) {
     EXPECT_THROW(net.run(batch, {.generating = true}), Error);
   }
+  expect_training_promises(net, batch);
   expect_edges(flags, net, batch);
   expect_ties_are_broken_alike(flags, batch);
 }
@@ -380,26 +412,26 @@ const Flags kGru = {"--stage.kind=gru", "--stage.width=5"}, kLstm = {"--stage.ki
 
 INSTANTIATE_TEST_SUITE_P(
     Options, Variants,
-    ::testing::Values(Variant{"s_proj", joined(kGru, {"--stage.project=false"})},
-                      Variant{"s_proj_lstm", joined(kLstm, {"--stage.project=false"})},
-                      Variant{"np", joined(kGru, {"--stage.pass=false"})},
-                      Variant{"np_lstm", joined(kLstm, {"--stage.pass=false"})},
-                      Variant{"detach", joined(kGru, {"--stage.gradient_layers=1"})},
-                      Variant{"truncated", joined(kLstm, {"--stage.gradient_layers=2"})},
-                      Variant{"cells", joined(kGru, {"--stage.layers_per_cell=2"})},
-                      Variant{"residual", joined(kGru, {"--transforms=[{kind = \"residual\", alpha = 0.5}]"})},
-                      Variant{"residual_detach",
-                              joined(kGru, {"--stage.pass=false",
-                                            "--transforms=[{kind = \"residual\", alpha = 1.0, detach = true}]"})},
-                      Variant{"learned_residual", {"--transforms=[{kind = \"learned_residual\"}]"}},
-                      Variant{"two_transforms",
-                              joined(kLstm, {"--transforms=[{kind = \"learned_residual\"}, {kind = \"residual\"}]"})},
-                      Variant{"noise_is_for_training", {"--transforms=[{kind = \"noisy\"}, {kind = \"jitter\"}]"}},
-                      Variant{"one_head_for_all", {"--router_group=0"}},
-                      Variant{"a_head_per_two_layers", joined(kGru, {"--router_group=2"})},
-                      Variant{"zero_computation", {"--null_experts=1", "--copy_experts=2", "--top_k=3"}},
-                      Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
-                      Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
+    ::testing::Values(
+        Variant{"s_proj", joined(kGru, {"--stage.project=false"})},
+        Variant{"s_proj_lstm", joined(kLstm, {"--stage.project=false"})},
+        Variant{"np", joined(kGru, {"--stage.pass=false"})}, Variant{"np_lstm", joined(kLstm, {"--stage.pass=false"})},
+        Variant{"detach", joined(kGru, {"--stage.gradient_layers=1"})},
+        Variant{"truncated", joined(kLstm, {"--stage.gradient_layers=2"})},
+        Variant{"cells", joined(kGru, {"--stage.layers_per_cell=2"})},
+        Variant{"residual", joined(kGru, {"--transforms=[{kind = \"residual\", alpha = 0.5}]"})},
+        Variant{"residual_detach", joined(kGru, {"--stage.pass=false",
+                                                 "--transforms=[{kind = \"residual\", alpha = 1.0, detach = true}]"})},
+        Variant{"learned_residual", {"--transforms=[{kind = \"learned_residual\"}]"}},
+        Variant{"two_transforms",
+                joined(kLstm, {"--transforms=[{kind = \"learned_residual\"}, {kind = \"residual\"}]"})},
+        Variant{"noise_is_for_training", {"--transforms=[{kind = \"noisy\"}, {kind = \"jitter\"}]"}},
+        Variant{"capacity", joined(kGru, {"--capacity=0.5"})},
+        Variant{"sinkhorn", {"--balance=[{kind = \"sinkhorn\"}]"}}, Variant{"one_head_for_all", {"--router_group=0"}},
+        Variant{"a_head_per_two_layers", joined(kGru, {"--router_group=2"})},
+        Variant{"zero_computation", {"--null_experts=1", "--copy_experts=2", "--top_k=3"}},
+        Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
+        Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
     [](const auto& param_info) { return param_info.param.name; });
 
 // detach and truncation change gradients and nothing else: checked against the formula, not against finite differences.
@@ -434,6 +466,10 @@ TEST(Refusals, NameTheReason) {
       {{"--balance=[{kind = \"bias\"}]", "--selection.kind=top_p"}, "bias"},
       {{"--capacity=1.0", "--selection.kind=expert_choice"}, "capacity"},
       {{"--top_k=5"}, "top_k"},
+      {{"--balance=[{kind = \"bias\"}, {kind = \"sinkhorn\"}]"}, "steer"},
+      {{"--balance=[{kind = \"bias\"}]", "--router.kind=hash"}, "hash"},
+      {{"--router.kind=hash", "--selection.grow_to=4"}, "hash"},
+      {{"--balance=[{kind = \"switch\"}, {kind = \"switch\"}]"}, "twice"},
   };
   for (const auto& [flags, word] : cases) {
     const std::string why = refusal(flags);

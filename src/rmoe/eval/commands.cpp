@@ -104,6 +104,10 @@ EvalReport run_eval(const EvalCommand& command) {
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 
+  if (!run.model->routing().causal()) {
+    log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
+             "' sees tokens to come, or their place in a batch: the result says nothing about writing");
+  }
   Progress progress;
   const EvalResult result = evaluate(*run.model, tokens,
                                      {.block = command.block > 0 ? command.block : run.config.train.block,

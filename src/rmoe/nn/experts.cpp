@@ -56,9 +56,15 @@ Tensor Experts::response_norms(const Tensor& x_TD) const {
   const int64_t T = x_TD.size(0), N = shape_.experts;
   const auto precision = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto norms = [&](const Tensor& y) { return at::norm(y.to(precision), 2, -1); };
-  const Tensor every_MD = x_TD.detach().repeat({N, 1});
-  const std::vector<int64_t> counts(static_cast<size_t>(N), T);
-  Tensor norms_TN = norms(answers(every_MD, counts, false, {})).view({N, T}).t();
+  // A slice of the tokens at a time: all of them in N copies would be the largest tensor of a step.
+  constexpr int64_t kSlice = 512;
+  std::vector<Tensor> slices;
+  for (const Tensor& slice_tD : x_TD.detach().split(kSlice)) {
+    const int64_t t = slice_tD.size(0);
+    const std::vector<int64_t> counts(static_cast<size_t>(N), t);
+    slices.push_back(norms(answers(slice_tD.repeat({N, 1}), counts, false, {})).view({N, t}).t());
+  }
+  Tensor norms_TN = at::cat(slices, 0);
   if (shape_.null_experts > 0) norms_TN = at::cat({norms_TN, norms_TN.new_zeros({T, shape_.null_experts})}, 1);
   if (shape_.copy_experts > 0) {
     norms_TN = at::cat({norms_TN, norms(x_TD).unsqueeze(1).expand({T, shape_.copy_experts})}, 1);

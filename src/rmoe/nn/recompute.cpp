@@ -65,6 +65,7 @@ class Recompute : public torch::autograd::Function<Recompute> {
  public:
   static variable_list forward(AutogradContext* ctx, at::TensorList inputs, const std::shared_ptr<Call>& call) {
     ctx->save_for_backward(inputs.vec());
+    ctx->set_materialize_grads(false);  // what nobody used gets no gradient, as without recomputation
     ctx->saved_data["call"] = at::IValue::make_capsule(c10::make_intrusive<Holder>(call));
     at::NoGradGuard no_grad;
     return call->run(inputs.vec());

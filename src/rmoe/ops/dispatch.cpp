@@ -56,8 +56,12 @@ Tensor combine_rows(const Tensor& rows_MD, const Tensor& weights_TK, const Dispa
   const int64_t tokens = weights_TK.size(0), top_k = weights_TK.size(1), width = rows_MD.size(1);
   const Tensor weights = weights_TK.to(rows_MD.scalar_type());
   if (!dispatch.inverse_M.defined()) {
+    // Summed in fp32 at least, as the product below is.
+    const auto precise = rows_MD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor weighted = rows_MD * weights.flatten().index_select(0, dispatch.order_M).unsqueeze(1);
-    return at::zeros({tokens, width}, rows_MD.options()).index_add(0, dispatch.order_M.div(top_k, "floor"), weighted);
+    return at::zeros({tokens, width}, rows_MD.options().dtype(precise))
+        .index_add(0, dispatch.order_M.div(top_k, "floor"), weighted.to(precise))
+        .to(rows_MD.scalar_type());
   }
   const Tensor chosen = GatherRows::apply(rows_MD, dispatch.inverse_M, dispatch.order_M);
   return weights.view({tokens, 1, top_k}).bmm(chosen.view({tokens, top_k, width})).squeeze(1);

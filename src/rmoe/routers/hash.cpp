@@ -118,11 +118,14 @@ class HashRouter : public Router {
     table_VK_.copy_(balanced_table(counts_V.to(at::kCPU, at::kLong).contiguous(), experts_, table_VK_.size(1)));
   }
 
+  bool own_ranking() const override { return true; }
+
   void check(const Combination& c) const override {
     RMOE_CHECK(!c.recurrent, "router 'hash' reads token ids only, so the state of stage '", c.stage,
                "' would be computed for nothing; expected stage 'none'");
     RMOE_CHECK(c.selection == "top_k", "router 'hash' decides the experts itself and needs selection 'top_k', got '",
                c.selection, "'");
+    RMOE_CHECK(c.fixed_k, "router 'hash' has a table of K experts per token, so K cannot grow (selection.grow_to)");
   }
 
  private:

@@ -55,8 +55,11 @@ class StableRouter : public Router {
   }
 
   void update(int64_t /*layer*/, const Tensor& /*statistic*/, const StepInfo& info) override {
-    frozen_1_.fill_(info.progress() >= options_.first_phase ? 1 : 0);
+    // Never back: a run may be extended, which makes its progress smaller.
+    if (info.progress() >= options_.first_phase) frozen_1_.fill_(1);
   }
+
+  bool own_ranking() const override { return true; }
 
   void check(const Combination& c) const override {
     RMOE_CHECK(c.ranks, "router 'stable' chooses by a ranking of its own in its second phase and needs a selection of ",

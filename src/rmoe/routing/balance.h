@@ -24,6 +24,8 @@ class Balance : public Adaptive {
   virtual Tensor loss(const RoutingTrace& trace, const BatchCounts* batch) const;
   // Whether loss() reads `batch`.
   virtual bool wants_batch_counts() const { return false; }
+  // Whether rank() changes anything. At most one balance of a model steers.
+  virtual bool steers() const { return false; }
   // Replaces what the selection ranks. `ranking_TN` and `logits_TN` are detached.
   virtual Tensor rank(int64_t /*layer*/, const Tensor& ranking_TN, const Tensor& /*logits_TN*/,
                       const RouteContext&) const {

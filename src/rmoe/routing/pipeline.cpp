@@ -68,7 +68,9 @@ Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const Pa
                   .sparse = score_->sparse()};
   if (!layers_.empty()) {
     combination_.reads_feature = layers_[0].head->reads_feature();
+    combination_.own_ranking = layers_[0].head->own_ranking();
     combination_.ranks = layers_[0].selection->ranks();
+    combination_.fixed_k = layers_[0].selection->fixed_k();
     combination_.per_token = layers_[0].selection->per_token() && capacity_ == 0;
     check();
   }
@@ -121,6 +123,10 @@ void Pipeline::check() const {
   RMOE_CHECK(combination_.sparse == (combination_.selection == "positive"), "selection '", combination_.selection,
              "' and score '", combination_.score,
              "' do not go together: 'positive' chooses by zeros, which only a sparse score such as 'relu' has");
+  const auto steering = std::count_if(balances_.begin(), balances_.end(), [](const auto& b) { return b->steers(); });
+  RMOE_CHECK(steering <= 1, "balance: ", steering, " entries steer the choice, expected at most one");
+  RMOE_CHECK(steering == 0 || !combination_.own_ranking, "router '", combination_.router,
+             "' ranks the experts itself, which a balance that steers the choice would undo");
   RMOE_CHECK(capacity_ == 0 || combination_.ranks,
              "capacity drops rows beyond each expert's share and needs a selection of each token's best scores, got '",
              combination_.selection, "'");
@@ -152,31 +158,35 @@ RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry
   r.probs_TN = score_->probs(r.logits_TN, r.scores_TN);
   const Tensor scores = r.scores_TN.detach();
   if (context.replay_TK.defined()) {
-    RMOE_CHECK(context.replay_TK.dim() == 2 && context.replay_TK.size(0) == scores.size(0),
-               "replay: the recorded choice must be [", scores.size(0), ", K], got ", context.replay_TK.sizes());
-    r.ids_TK = context.replay_TK;
-    r.full = !r.ids_TK.lt(0).any().item<bool>();
+    const Tensor& recorded = context.replay_TK;
+    RMOE_CHECK(recorded.dim() == 2 && recorded.size(0) == scores.size(0) && recorded.scalar_type() == at::kLong,
+               "replay: the recorded choice must be int64 [", scores.size(0), ", K], got ",
+               c10::toString(recorded.scalar_type()), " ", recorded.sizes());
+    RMOE_CHECK(recorded.ge(-1).all().item<bool>() && recorded.lt(experts_).all().item<bool>(),
+               "replay: ids must be between -1 and ", experts_ - 1);
+    r.ids_TK = recorded;
+    r.full = !recorded.lt(0).any().item<bool>();
   } else {
     Tensor ranking = out.ranking_TN.defined() ? out.ranking_TN.detach() : scores;
     for (const auto& balance : balances_) ranking = balance->rank(layer, ranking, r.logits_TN.detach(), context);
     const auto choice = l.selection->select({.ranking_TN = ranking, .scores_TN = scores, .context = context});
     r.ids_TK = choice.ids_TK;
     r.full = choice.full;
-    if (r.valid_T.defined()) {
-      r.ids_TK = r.ids_TK.masked_fill(r.valid_T.logical_not().unsqueeze(1), -1);
-      r.full = false;
-    }
+  }
+  if (r.valid_T.defined()) {
+    r.ids_TK = r.ids_TK.masked_fill(r.valid_T.logical_not().unsqueeze(1), -1);
+    r.full = false;
   }
   r.weights_TK = score_->weights(r.logits_TN, r.scores_TN, r.ids_TK, r.full);
   const auto count = [&] {
     return r.full ? at::bincount(r.ids_TK.flatten(), {}, experts_)
                   : at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
   };
+  r.chosen_TK = r.ids_TK;
   r.counts_N = r.chosen_N = count();
-  if (capacity_ > 0 && context.training && !context.replay_TK.defined()) {
+  if (capacity_ > 0 && context.training) {
     // As in the paper's large runs: the weights of the rows that stay are those before anything was dropped.
-    const int64_t tokens = r.valid_T.defined() ? r.valid_T.sum().item<int64_t>() : r.tokens();
-    const auto rows = static_cast<double>(tokens * r.ids_TK.size(1));
+    const auto rows = static_cast<double>(r.chosen_N.sum().item<int64_t>());
     const auto capacity = static_cast<int64_t>(std::ceil(capacity_ * rows / static_cast<double>(experts_)));
     r.dropped = drop_beyond(capacity, experts_, scores, r.ids_TK);
     r.weights_TK = r.weights_TK.masked_fill(r.ids_TK.lt(0), 0);

@@ -38,7 +38,8 @@ class Pipeline {
   int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
   int64_t experts() const { return experts_; }  // N, zero-computation experts included
   const Combination& combination() const { return combination_; }
-  // False where the choice for a token depends on tokens that come later: such a model cannot write text.
+  // False where the choice for a token depends on other tokens or on its place in a batch: such a model cannot write
+  // text.
   bool causal() const { return layers_.empty() || layers_[0].selection->causal(); }
 
   // Routes the tokens of one MoE layer. x_TD in any dtype: routers compute in fp32 at least. Differentiable in x and

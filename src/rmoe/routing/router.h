@@ -31,7 +31,7 @@ struct RouteContext {
   Tensor tokens_T = {};     // int64 ids of the tokens
   Tensor valid_T = {};      // bool; undefined: all tokens count
   int64_t sequences = 1;    // T is this many sequences of equal length, one after the other
-  Tensor replay_TK = {};    // ids to choose whatever the scores are; undefined: none
+  Tensor replay_TK = {};    // ids to choose whatever the scores are (Routing::chosen_TK); undefined: none
   // ||E_n(x_t)|| of every expert and token, [T, N], outside autograd; expensive.
   std::function<Tensor()> responses_TN = {};
 };
@@ -46,6 +46,8 @@ struct Combination {
   bool bounded = false;       // every score lies in [0, 1]
   bool sparse = false;        // scores may be exactly 0: only positive ones count
   bool ranks = false;         // the selection takes each token's best scores, so that adding to a score steers it
+  bool own_ranking = false;   // the head may rank by more than its logits, which nothing else may steer
+  bool fixed_k = true;        // a ranking selection uses K slots from first to last
   bool per_token = true;      // a token's choice depends on this token alone
 };
 
@@ -61,7 +63,8 @@ class Adaptive {
   virtual ~Adaptive() = default;
   // Integers that add up over micro-batches and processes; undefined: nothing is needed. `layer` counts MoE layers.
   virtual Tensor statistic(int64_t /*layer*/, const Routing&) const { return {}; }
-  // Once per optimizer step, with the statistics of its whole batch. Writes the plug-in's buffers.
+  // Once per optimizer step and layer (a head that layers share: for each of them), with the statistics of the step's
+  // whole batch. Writes the plug-in's buffers.
   virtual void update(int64_t /*layer*/, const Tensor& /*statistic*/, const StepInfo&) {}
   // Once, before the first step of a training: how often each token id occurs in the training data, int64 [V]. Called
   // where wants_token_counts().
@@ -131,6 +134,7 @@ class Router : public Adaptive {
   virtual Tensor score(const RouterInput& in) const = 0;  // -> logits_TN
   virtual RouterOutput route(const RouterInput& in) const { return {.logits_TN = score(in)}; }
   virtual bool reads_feature() const { return true; }
+  virtual bool own_ranking() const { return false; }  // route() may give a ranking_TN
 };
 
 // Changes features or logits between the head and the score function. One object per layer.
@@ -176,8 +180,10 @@ class Selection : public Adaptive {
   };
   virtual Choice select(const SelectionInput& in) const = 0;
   virtual bool ranks() const { return false; }     // see Combination
+  virtual bool fixed_k() const { return true; }    // see Combination
   virtual bool per_token() const { return true; }  // see Combination
-  // False: the choice for a token depends on tokens that come later. Such a selection refuses context.generating.
+  // False: the choice for a token depends on tokens that come later, or on its place in a batch. Such a selection
+  // refuses context.generating.
   virtual bool causal() const { return true; }
 };
 

@@ -74,18 +74,17 @@ Trainer::Trainer(const RunConfig& config, data::TokenFile train_tokens)
       params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat),
       model_(make_model(config.model, params_)),
       optimizer_(params_, config.train.optimizer),
-      batcher_(make_batcher(config, train_tokens)),
-      memories_(static_cast<size_t>(config.train.accumulate)) {
-  if (model_->routing().wants_token_counts()) fit_routers(train_tokens);
-}
+      tokens_(std::move(train_tokens)),
+      batcher_(make_batcher(config, tokens_)),
+      memories_(static_cast<size_t>(config.train.accumulate)) {}
 
-void Trainer::fit_routers(const data::TokenFile& tokens) {
+void Trainer::fit_routers() {
   constexpr int64_t kPiece = int64_t{1} << 20;
   Tensor counts_V = at::zeros({config_.model.vocab_size}, at::kLong);
-  Tensor ids = at::empty({std::min(kPiece, tokens.size())}, at::kLong);
-  for (int64_t begin = 0; begin < tokens.size(); begin += kPiece) {
-    const int64_t count = std::min(kPiece, tokens.size() - begin);
-    tokens.read(begin, count, ids.mutable_data_ptr<int64_t>());
+  Tensor ids = at::empty({std::min(kPiece, tokens_.size())}, at::kLong);
+  for (int64_t begin = 0; begin < tokens_.size(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, tokens_.size() - begin);
+    tokens_.read(begin, count, ids.mutable_data_ptr<int64_t>());
     counts_V += at::bincount(ids.narrow(0, 0, count), {}, counts_V.size(0));
   }
   model_->routing().fit(counts_V);
@@ -135,6 +134,7 @@ StepSums Trainer::step() {
   const int64_t accumulate = config_.train.accumulate;
   const auto share = 1 / static_cast<double>(accumulate);
   routing::Pipeline& routing = model_->routing();
+  if (steps_ == 0 && routing.wants_token_counts()) fit_routers();
   routing::Statistics statistics;
   std::optional<routing::BatchCounts> batch_counts;
   if (accumulate > 1 && routing.wants_batch_counts()) batch_counts = count_batch();

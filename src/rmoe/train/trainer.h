@@ -53,12 +53,14 @@ class Trainer {
   ForwardOptions forward_options(int64_t micro) const;
   // Counts of the whole batch, by forward passes that choose as the step's own will.
   routing::BatchCounts count_batch() const;
-  void fit_routers(const data::TokenFile& tokens);
+  // Before the first step of a training.
+  void fit_routers();
 
   RunConfig config_;
   ParamTable params_;
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
+  data::TokenFile tokens_;
   std::variant<data::StreamBatcher, data::WindowBatcher> batcher_;
   std::vector<Memory> memories_;  // one per micro-batch; used by the span family
   int64_t steps_ = 0;

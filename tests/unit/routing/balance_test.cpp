@@ -43,6 +43,7 @@ RoutingTrace route_all(const std::vector<Tensor>& logits, int64_t K, const Tenso
 RoutingTrace uniform_trace(int64_t layers, int64_t N, int64_t K) {
   Routing r = route(at::zeros({2 * N, N}, at::kDouble), K);
   r.ids_TK = (at::arange(2 * N).unsqueeze(1) + at::arange(K)).remainder(N);
+  r.chosen_TK = r.ids_TK;
   r.counts_N = r.chosen_N = count_ids(r.ids_TK, N);
   r.sequences = 2;
   return RoutingTrace(static_cast<size_t>(layers), r);

@@ -47,6 +47,7 @@ inline Routing route(const Tensor& logits_TN, int64_t top_k, const Tensor& valid
   if (valid_T.defined()) r.ids_TK = r.ids_TK.masked_fill(valid_T.logical_not().unsqueeze(1), -1);
   r.full = !r.ids_TK.lt(0).any().item<bool>();
   r.weights_TK = function->weights(logits_TN, r.scores_TN, r.ids_TK, r.full);
+  r.chosen_TK = r.ids_TK;
   r.counts_N = r.chosen_N = count_ids(r.ids_TK, logits_TN.size(1));
   r.valid_T = valid_T;
   r.sequences = sequences;

@@ -34,6 +34,8 @@ class Bias : public Balance {
     bias_N_.at(static_cast<size_t>(layer)).add_((counts_N.sum() - counts_N * experts_).sign(), rate_);
   }
 
+  bool steers() const override { return true; }
+
   void check(const Combination& c) const override {
     RMOE_CHECK(c.ranks, "bias: is added to what is ranked, but selection '", c.selection, "' does not go by rank");
   }

@@ -12,7 +12,7 @@ Tensor of_layer(const Routing& r) {
   RMOE_ASSERT(length * sequences == r.tokens(), r.tokens(), " tokens in ", sequences, " sequences");
   const auto dtype = r.probs_TN.scalar_type();
 
-  const Tensor slot_SM = r.ids_TK.reshape({sequences, -1}) + 1;  // unused slots are counted in place 0
+  const Tensor slot_SM = r.chosen_TK.reshape({sequences, -1}) + 1;  // unused slots are counted in place 0
   const Tensor counts_SN = at::zeros({sequences, experts + 1}, slot_SM.options())
                                .scatter_add_(1, slot_SM, at::ones_like(slot_SM))
                                .narrow(1, 1, experts);

@@ -32,6 +32,8 @@ class Sinkhorn : public Balance {
     return (logits_TN + price_N).softmax(-1);
   }
 
+  bool steers() const override { return true; }
+
   void check(const Combination& c) const override {
     RMOE_CHECK(c.ranks, "sinkhorn: replaces what is ranked, but selection '", c.selection, "' does not go by rank");
   }

@@ -21,17 +21,20 @@ class Switch : public Balance {
   }
 };
 
-// The small-scale baselines' own (reference, section 2): N sum_n f_n (sum_t p_tn) / (T K), summed over layers.
+// The small-scale baselines' own (reference, section 2): N sum_n f_n (sum_t p_tn) / (rows, which are T K), summed over
+// layers.
 class SmallScale : public Balance {
  public:
-  SmallScale(const BalanceShape& shape, const std::vector<ParamScope>&) : top_k_(static_cast<double>(shape.top_k)) {}
+  SmallScale(const BalanceShape&, const std::vector<ParamScope>&) {}
 
   Tensor loss(const RoutingTrace& trace, const BatchCounts*) const override {
-    return sum_over_layers(trace, [&](size_t i) { return product(trace[i], trace[i].chosen_N); }) / top_k_;
+    return sum_over_layers(trace, [&](size_t i) {
+      const Routing& r = trace[i];
+      const auto dtype = r.probs_TN.scalar_type();
+      const Tensor mean_N = sum_over_tokens(r.probs_TN, r) / r.chosen_N.sum().clamp_min(1).to(dtype);
+      return (expert_share(r.chosen_N, dtype) * mean_N).sum() * r.experts();
+    });
   }
-
- private:
-  double top_k_;
 };
 
 class GlobalBatch : public Balance {

@@ -40,10 +40,12 @@ class TopK : public Selection {
   void update(int64_t, const Tensor&, const StepInfo& info) override {
     if (options_.grow_to == 0) return;
     const double way = std::min(1.0, info.progress() / options_.grow_until);
-    grown_1_.fill_(static_cast<int64_t>(static_cast<double>(options_.grow_to - top_k_) * way));
+    // Never back: a run may be extended, which makes its progress smaller.
+    grown_1_.clamp_min_(static_cast<int64_t>(static_cast<double>(options_.grow_to - top_k_) * way));
   }
 
   bool ranks() const override { return true; }
+  bool fixed_k() const override { return options_.grow_to == 0; }
 
  private:
   Options options_;
