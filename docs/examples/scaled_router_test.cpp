@@ -60,19 +60,8 @@ TEST(ScaledRouter, GradientsMatchFiniteDifferences) {
   ASSERT_EQ(leaves.size(), 3U);
   for (const Tensor& leaf : leaves) {
     ASSERT_TRUE(leaf.grad().defined());
-    const at::NoGradGuard no_grad;
-    const Tensor grad = leaf.grad().contiguous();
-    auto* x = leaf.data_ptr<double>();
-    for (int64_t e = 0; e < leaf.numel(); ++e) {
-      constexpr double kStep = 1e-6;
-      const double kept = x[e];
-      x[e] = kept + kStep;
-      const double up = value().item<double>();
-      x[e] = kept - kStep;
-      const double down = value().item<double>();
-      x[e] = kept;
-      EXPECT_NEAR(grad.const_data_ptr<double>()[e], (up - down) / (2 * kStep), 1e-7) << leaf.sizes() << ", " << e;
-    }
+    rmoe::testing::expect_central_differences([&] { return value().item<double>(); }, leaf, leaf.grad(), "leaf", 1e-7,
+                                              0);
   }
 }
 

@@ -128,17 +128,9 @@ void expect_same_choice(const NetResult& a, const NetResult& b) {
 
 void expect_save_and_load(const Flags& flags, Net& net, const Batch& batch, const Tensor& y) {
   const TempDir dir;
-  NamedTensors tensors;
-  for (const Param& param : net.table.all()) {
-    for (auto& part : param.stored()) tensors.push_back(std::move(part));
-  }
-  save_tensors(dir.path() / "net.safetensors", tensors);
+  save_tensors(dir.path() / "net.safetensors", net.table.stored());
   Net other(flags, 2);
-  NamedTensors targets;
-  for (const Param& param : other.table.all()) {
-    for (auto& part : param.stored()) targets.push_back(std::move(part));
-  }
-  load_tensors(dir.path() / "net.safetensors", targets);
+  load_tensors(dir.path() / "net.safetensors", other.table.stored());
   EXPECT_TRUE(other.run(batch).y_BSD.equal(y));
   // The count of the formula (a table that allocates nothing) is the count of what was built.
   ParamTable counting;

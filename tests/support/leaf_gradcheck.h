@@ -12,23 +12,11 @@ inline void expect_leaf_gradients(const std::function<Tensor()>& f, const std::v
   for (const Tensor& leaf : leaves) leaf.mutable_grad() = Tensor();
   const Tensor out = f(), weights = randn(out.sizes(), 99);
   (out * weights).sum().backward();
-  const at::NoGradGuard no_grad;
+  const auto value = [&] { return (f() * weights).sum().item<double>(); };
   for (size_t i = 0; i < leaves.size(); ++i) {
     const Tensor& leaf = leaves[i];
-    const Tensor grad = leaf.grad().defined() ? leaf.grad().contiguous() : at::zeros_like(leaf);
-    auto* data = leaf.data_ptr<double>();
-    for (int64_t e = 0; e < leaf.numel(); ++e) {
-      constexpr double kStep = 1e-6;
-      const double kept = data[e];
-      data[e] = kept + kStep;
-      const double up = (f() * weights).sum().item<double>();
-      data[e] = kept - kStep;
-      const double down = (f() * weights).sum().item<double>();
-      data[e] = kept;
-      const double expected = (up - down) / (2 * kStep);
-      EXPECT_NEAR(grad.const_data_ptr<double>()[e], expected, tolerance * std::max(1.0, std::abs(expected)))
-          << "leaf " << i << " " << leaf.sizes() << ", element " << e;
-    }
+    expect_central_differences(value, leaf, leaf.grad().defined() ? leaf.grad() : at::zeros_like(leaf),
+                               "leaf " + std::to_string(i), tolerance, tolerance);
   }
 }
 

@@ -141,7 +141,6 @@ std::optional<T> number_from_text(const std::string& text, bool& too_large) {
 }
 
 // ---- where a broken relation comes from
-// -------------------------------------------------------------------------------
 
 // A value in the tree below a section, under its key there: "layers", "moe.experts", "balance[0].weight".
 struct Leaf {

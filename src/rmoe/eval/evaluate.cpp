@@ -8,6 +8,7 @@
 #include <numbers>
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/affine.h"
 
 namespace rmoe {
 namespace {
@@ -26,9 +27,9 @@ class Sums {
   Sums(const EvalOptions& options, int64_t total) : options_(options), total_(total) {}
 
   void add(const ForwardResult& forward, const Tensor& targets_T) {
-    const Tensor logits = forward.logits_TV;
-    const Tensor precise = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
-    result_.nats += at::cross_entropy_loss(precise, targets_T, {}, at::Reduction::None).sum(at::kDouble).item<double>();
+    const Tensor logits_TV = at_least_fp32(forward.logits_TV);
+    result_.nats +=
+        at::cross_entropy_loss(logits_TV, targets_T, {}, at::Reduction::None).sum(at::kDouble).item<double>();
     result_.tokens += targets_T.numel();
     if (!std::isfinite(result_.nats)) {
       throw Error(Exit::kDiverged, str("evaluate: the loss is ", result_.nats, " among the first ", result_.tokens,

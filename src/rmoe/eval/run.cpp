@@ -101,11 +101,7 @@ LoadedRun load_run(const fs::path& dir, Which which) {
              run.tokenizer->vocab_size(), " ids but the model has ", model.vocab_size);
   run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
   run.model = make_model(model, run.params);
-  NamedTensors weights;
-  for (const Param& param : run.params.all()) {
-    for (auto& part : param.stored()) weights.push_back(std::move(part));
-  }
-  load_tensors(checkpoint.dir / "model.safetensors", weights);
+  load_tensors(checkpoint.dir / "model.safetensors", run.params.stored());
   return run;
 }
 

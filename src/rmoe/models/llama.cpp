@@ -89,7 +89,7 @@ class LlamaModel : public Model {
     ForwardResult result;
     result.memory = std::move(memory);
     result.memory.layers.resize(layers_.size());
-    const auto precision = options.dtype == at::kDouble ? at::kDouble : at::kFloat;
+    const auto precision = at_least_fp32(options.dtype);
     const Rotary rotary(result.memory.position, S, config_.head_width(), config_.llama.rope_theta, precision);
     result.memory.position += S;
 
@@ -112,7 +112,7 @@ class LlamaModel : public Model {
     const Layer& l = layers_[i];
     const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
     const auto dropped = [&](const Tensor& y, Site site) {
-      return in.training ? dropout(y, config_.dropout, key(site)) : y;
+      return in.context.training ? dropout(y, config_.dropout, key(site)) : y;
     };
     nn::LayerResult out;
     out.x = x_BSD + dropped(attention(l, norm(x_BSD, l.input_norm_D), rotary, cache), kAttention);

@@ -37,7 +37,7 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
 
 Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions& options, const LayerStep& step,
                          routing::RoutingTrace& trace, std::vector<Tensor>* inputs) const {
-  LayerInput in{.training = options.training, .dropout_key = options.dropout_key, .context = {}};
+  LayerInput in{.dropout_key = options.dropout_key, .context = {}};
   in.context = {.training = options.training,
                 .generating = options.generating,
                 .tokens_T = tokens_BS.flatten(),

@@ -57,7 +57,6 @@ class Model {
  protected:
   // What all layers of a forward pass share. A value: with recomputation it lives until backward.
   struct LayerInput {
-    bool training;
     DropoutKey dropout_key;
     routing::RouteContext context;
   };

@@ -4,7 +4,7 @@
 // position key among layers and heads. Every layer owns all the norms, used or not, as the paper's counts do.
 #include "rmoe/models/families.h"
 #include "rmoe/nn/moe_block.h"
-#include "rmoe/ops/affine.h"
+#include "rmoe/ops/linear.h"
 #include "rmoe/ops/span_attention.h"
 
 namespace rmoe {
@@ -23,18 +23,10 @@ struct LayerNorm {
   Tensor weight_D, bias_D;
 };
 
-struct Dense {
-  Dense(int64_t in, int64_t out, double deviation, const ParamScope& scope)
-      : weight(scope.add("weight", {out, in}, matrix_init(in, deviation))),
-        bias(scope.add("bias", {out}, deviation > 0 ? Init::zeros() : matrix_init(in, 0))) {}
-  Tensor operator()(const Tensor& x) const { return affine(x, weight, bias); }
-  Tensor weight, bias;
-};
-
 struct Layer {
   Tensor q_DD, k_DD, v_DD, o_DD;
   LayerNorm norm1, norm_moe, norm2, norm3;
-  std::optional<Dense> dense_in, dense_out;
+  Linear dense_in, dense_out;  // of dense layers
   std::unique_ptr<nn::MoeBlock> moe;
 };
 
@@ -67,13 +59,12 @@ class SpanModel : public Model {
         layer.norm_moe = LayerNorm(D, scope / "norm_moe");
         layer.moe = std::move(moe.blocks[static_cast<size_t>(i)]);
       } else {
-        layer.dense_in.emplace(D, c.dense_inner(), c.init_std, scope / "mlp.fc1");
-        layer.dense_out.emplace(c.dense_inner(), D, c.init_std, scope / "mlp.fc2");
+        layer.dense_in = add_linear(scope, "mlp.fc1.weight", "mlp.fc1.bias", c.dense_inner(), D, c.init_std);
+        layer.dense_out = add_linear(scope, "mlp.fc2.weight", "mlp.fc2.bias", D, c.dense_inner(), c.init_std);
       }
       layers_.push_back(std::move(layer));
     }
-    head_VD_ = root.add("lm_head.weight", {V, D}, init);
-    head_bias_V_ = root.add("lm_head.bias", {V}, c.init_std > 0 ? Init::zeros() : init);
+    head_ = add_linear(root, "lm_head.weight", "lm_head.bias", V, D, c.init_std);
   }
 
   ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const override {
@@ -104,7 +95,7 @@ class SpanModel : public Model {
       }
     }
     if (options.last_logits_only) h = h.narrow(1, h.size(1) - 1, 1);
-    result.logits_TV = affine(h.reshape({-1, D}), head_VD_, head_bias_V_);
+    result.logits_TV = head_(h.reshape({-1, D}));
     return result;
   }
 
@@ -114,10 +105,10 @@ class SpanModel : public Model {
     const Layer& l = layers_[i];
     const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
     const auto dropped = [&](const Tensor& x, Site site) {
-      return in.training ? dropout(x, config_.dropout, key(site)) : x;
+      return in.context.training ? dropout(x, config_.dropout, key(site)) : x;
     };
     nn::LayerResult out;
-    const double p = in.training ? config_.dropout : 0.0;
+    const double p = in.context.training ? config_.dropout : 0.0;
     const Tensor h = l.norm1(h_BMD + attention(l, h_BMD, past_BSD, cache, p, key(kAttention)));
     if (l.moe) {
       auto moe = l.moe->forward(h.reshape({-1, h.size(-1)}), std::move(carry), in.context, key(kInner));
@@ -125,7 +116,7 @@ class SpanModel : public Model {
       out.carry = std::move(moe.carry);
       out.routing = std::move(moe.routing);
     } else {
-      out.x = l.norm3(h + (*l.dense_out)(dropped((*l.dense_in)(h).relu(), kInner)));
+      out.x = l.norm3(h + l.dense_out(dropped(l.dense_in(h).relu(), kInner)));
       out.carry = std::move(carry);
     }
     return out;
@@ -165,7 +156,8 @@ class SpanModel : public Model {
   }
 
   std::vector<Layer> layers_;
-  Tensor embedding_VD_, key_pe_1CS_, head_VD_, head_bias_V_;
+  Tensor embedding_VD_, key_pe_1CS_;
+  Linear head_;  // [V, D]
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "rmoe/nn/experts.h"
 
+#include "rmoe/ops/affine.h"
 #include "rmoe/ops/dispatch.h"
 #include "rmoe/ops/grouped_linear.h"
 
@@ -24,8 +25,8 @@ Experts::Experts(const ExpertsShape& s, const ParamScope& scope) : shape_(s) {
   if (s.kind == ExpertKind::kSwiglu) {
     w3_NFD_ = add("w3.weight", {F, D}, in, true);
   } else {
-    b1_NF_ = add("w1.bias", {F}, s.init_deviation > 0 ? Init::zeros() : in, false);
-    b2_ND_ = add("w2.bias", {D}, s.init_deviation > 0 ? Init::zeros() : out, false);
+    b1_NF_ = add("w1.bias", {F}, bias_init(D, s.init_deviation), false);
+    b2_ND_ = add("w2.bias", {D}, bias_init(F, s.init_deviation), false);
   }
 }
 
@@ -54,8 +55,7 @@ Tensor Experts::forward(const Tensor& x_TD, const routing::Routing& routing, boo
 Tensor Experts::response_norms(const Tensor& x_TD) const {
   at::NoGradGuard no_grad;
   const int64_t T = x_TD.size(0), N = shape_.experts;
-  const auto precision = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto norms = [&](const Tensor& y) { return at::norm(y.to(precision), 2, -1); };
+  const auto norms = [](const Tensor& y) { return at::norm(at_least_fp32(y), 2, -1); };
   // A slice of the tokens at a time: all of them in N copies would be the largest tensor of a step.
   constexpr int64_t kSlice = 512;
   std::vector<Tensor> slices;

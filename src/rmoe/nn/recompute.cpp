@@ -30,6 +30,23 @@ void for_each_tensor(LayerResult& result, F&& f) {
   }
 }
 
+// f(tensor, i) for each tensor that the layer made, i being its number among the distinct ones; the same tensor in two
+// places has one number. A carry that a layer hands on untouched is not the layer's.
+template <class F>
+void for_each_output(LayerResult& result, const variable_list& inputs, F&& f) {
+  variable_list seen;
+  const auto index_of = [](const variable_list& list, const Tensor& t) {
+    return static_cast<size_t>(
+        std::find_if(list.begin(), list.end(), [&](const Tensor& other) { return other.is_same(t); }) - list.begin());
+  };
+  for_each_tensor(result, [&](Tensor& t) {
+    if (!t.defined() || index_of(inputs, t) < inputs.size()) return;
+    const size_t i = index_of(seen, t);
+    if (i == seen.size()) seen.push_back(t);
+    f(t, i);
+  });
+}
+
 // What one call shares between forward and backward.
 struct Call {
   LayerFunction layer;
@@ -46,16 +63,8 @@ struct Call {
     });
     result = layer(inputs[0], std::move(in));
     variable_list outputs;
-    for_each_tensor(result, [&](Tensor& t) {
-      if (!t.defined()) return;
-      for (const Tensor& seen : outputs) {
-        if (seen.is_same(t)) return;
-      }
-      // A carry that a layer hands on untouched is not the layer's output.
-      for (const Tensor& input : inputs) {
-        if (input.is_same(t)) return;
-      }
-      outputs.push_back(t);
+    for_each_output(result, inputs, [&](Tensor& t, size_t i) {
+      if (i == outputs.size()) outputs.push_back(t);
     });
     return outputs;
   }
@@ -111,26 +120,11 @@ LayerResult recomputed(const LayerFunction& layer, const Tensor& x, routing::Rou
     inputs[0] = x.detach().requires_grad_(true);  // for the parameters' sake
   }
   const auto call = std::make_shared<Call>(Call{layer, std::move(carry), {}});
-  variable_list outputs = Recompute::apply(at::TensorList(inputs), call);
+  const variable_list outputs = Recompute::apply(at::TensorList(inputs), call);
   // The forward pass's result, with its tensors replaced by those of the graph.
   LayerResult result = std::move(call->result);
   call->result = {};
-  std::vector<std::pair<Tensor, Tensor>> known;
-  size_t next = 0;
-  for_each_tensor(result, [&](Tensor& t) {
-    if (!t.defined()) return;
-    for (const auto& [raw, graph] : known) {
-      if (raw.is_same(t)) {
-        t = graph;
-        return;
-      }
-    }
-    for (const Tensor& input : inputs) {
-      if (input.is_same(t)) return;
-    }
-    known.emplace_back(t, outputs.at(next++));
-    t = known.back().second;
-  });
+  for_each_output(result, inputs, [&](Tensor& t, size_t i) { t = outputs.at(i); });
   return result;
 }
 

@@ -12,7 +12,8 @@ inline Tensor affine(const Tensor& x, const Tensor& w, const Tensor& b = {}) {
   return at::linear(x, w.to(dtype), b.defined() ? std::optional<Tensor>(b.to(dtype)) : std::nullopt);
 }
 
-// The dtype in which routers compute: fp32, or fp64 for an fp64 model.
-inline Tensor router_precision(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+// What must not be computed in bf16 (routers, norms, sums) is in fp32, and in fp64 for an fp64 model.
+inline at::ScalarType at_least_fp32(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+inline Tensor at_least_fp32(const Tensor& x) { return x.to(at_least_fp32(x.scalar_type())); }
 
 }  // namespace rmoe

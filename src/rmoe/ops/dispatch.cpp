@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "rmoe/ops/affine.h"
+
 namespace rmoe {
 namespace {
 
@@ -57,10 +59,9 @@ Tensor combine_rows(const Tensor& rows_MD, const Tensor& weights_TK, const Dispa
   const Tensor weights = weights_TK.to(rows_MD.scalar_type());
   if (!dispatch.inverse_M.defined()) {
     // Summed in fp32 at least, as the product below is.
-    const auto precise = rows_MD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor weighted = rows_MD * weights.flatten().index_select(0, dispatch.order_M).unsqueeze(1);
-    return at::zeros({tokens, width}, rows_MD.options().dtype(precise))
-        .index_add(0, dispatch.order_M.div(top_k, "floor"), weighted.to(precise))
+    return at::zeros({tokens, width}, rows_MD.options().dtype(at_least_fp32(rows_MD.scalar_type())))
+        .index_add(0, dispatch.order_M.div(top_k, "floor"), at_least_fp32(weighted))
         .to(rows_MD.scalar_type());
   }
   const Tensor chosen = GatherRows::apply(rows_MD, dispatch.inverse_M, dispatch.order_M);

@@ -13,6 +13,10 @@ Init matrix_init(int64_t fan_in, double deviation) {
   return deviation > 0 ? Init::normal(deviation) : Init::uniform(1 / std::sqrt(static_cast<double>(fan_in)));
 }
 
+Init bias_init(int64_t fan_in, double deviation) {
+  return deviation > 0 ? Init::zeros() : matrix_init(fan_in, deviation);
+}
+
 int64_t Param::count() const { return c10::multiply_integers(shape); }
 
 std::vector<std::pair<std::string, Tensor>> Param::stored() const {
@@ -60,6 +64,14 @@ Tensor ParamTable::add(std::string name, Shape shape, Init init, ParamTraits tra
   if (make_) param.value = make_(param);
   params_.push_back(std::move(param));
   return params_.back().value;
+}
+
+std::vector<std::pair<std::string, Tensor>> ParamTable::stored() const {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const Param& p : params_) {
+    for (auto& part : p.stored()) tensors.push_back(std::move(part));
+  }
+  return tensors;
 }
 
 int64_t ParamTable::count() const {

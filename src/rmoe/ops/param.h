@@ -30,6 +30,8 @@ struct Init {
 // The start of a matrix that reads `fan_in` features: N(0, deviation), or where that is 0 the uniform start of
 // torch.nn.Linear and its cells, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 Init matrix_init(int64_t fan_in, double deviation);
+// The start of its bias: as torch.nn.Linear's, or zero where matrices start from N(0, deviation).
+Init bias_init(int64_t fan_in, double deviation);
 
 // How a tensor appears in a checkpoint: as itself, or cut along its first dimension into tensors with names of their
 // own (the experts of a layer, the gates of a cell), as the Hugging Face layout has them.
@@ -73,6 +75,8 @@ class ParamTable {
 
   const std::vector<Param>& all() const { return params_; }
   std::vector<Param>& all() { return params_; }
+  // The checkpoint's view of all of them, parameters and buffers: see Param::stored.
+  std::vector<std::pair<std::string, Tensor>> stored() const;
   int64_t count() const;  // of parameters; buffers do not count, here and below
   // Parameters that one token's forward pass uses.
   int64_t active_count() const;

@@ -2,7 +2,7 @@
 //   r_i = down_i(x_i) + scale_i * r_{i-1},   feature_i = MLP_i(RMSNorm_i(r_i))
 // where scale_i is a vector [P] that starts at 1, as in its public code, and the MLP ends in a GELU: with a linear head
 // behind two of its layers it is ZAYA1's three-layer router. The tensors carry that code's names.
-#include "rmoe/ops/affine.h"
+#include "rmoe/ops/linear.h"
 #include "rmoe/recurrence/state.h"
 #include "rmoe/routing/router.h"
 
@@ -33,9 +33,7 @@ class AdditiveStage : public Stage {
       : options_(options) {
     const int64_t P = options.state.width;
     const auto linear = [&](const ParamScope& scope, int64_t in) {
-      const Init init = matrix_init(in, s.init_deviation);
-      return Linear{.weight = scope.add("weight", {P, in}, init),
-                    .bias = scope.add("bias", {P}, s.init_deviation > 0 ? Init::zeros() : init, {.matmul = false})};
+      return add_linear(scope, "weight", "bias", P, in, s.init_deviation);
     };
     for (const ParamScope& layer : layers) {
       const ParamScope scope = layer / "router";
@@ -58,21 +56,18 @@ class AdditiveStage : public Stage {
   StageStep step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const override {
     const Layer& l = layers_.at(layer);
     const auto dtype = x_TD.scalar_type();
-    Tensor r_TP = affine(x_TD, l.down.weight, l.down.bias);
+    Tensor r_TP = l.down(x_TD);
     if (const Tensor before_TP = options_.state.arriving(carry.state_TP, layer); before_TP.defined()) {
       RMOE_CHECK(l.scale_P.defined(), "additive: the carry must be empty at the first MoE layer");
       r_TP = at::addcmul(r_TP, before_TP, l.scale_P.to(dtype));
     }
     Tensor feature_TP = at::rms_norm(r_TP, {r_TP.size(1)}, l.norm_P.to(dtype), kEps);
-    for (const Linear& m : l.mlp) feature_TP = at::gelu(affine(feature_TP, m.weight, m.bias));
+    for (const Linear& m : l.mlp) feature_TP = at::gelu(m(feature_TP));
     carry.state_TP = options_.state.leaving(r_TP);
     return {std::move(feature_TP), std::move(carry)};
   }
 
  private:
-  struct Linear {
-    Tensor weight, bias;
-  };
   struct Layer {
     Linear down;     // [P, D]
     Tensor scale_P;  // undefined in the first layer, which nothing arrives at

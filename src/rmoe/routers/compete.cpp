@@ -67,7 +67,7 @@ class CompeteRouter : public Router {
     const Tensor target_TN =
         at::zeros_like(foreseen_TN).scatter(1, ids_TN.narrow(1, 0, top_k_), sorted_TN.narrow(1, 0, top_k_).softmax(-1));
     const Tensor loss_T = (foreseen_TN.softmax(-1) - target_TN).square().mean(-1);
-    return {.logits_TN = responses_TN, .loss = mean_over_tokens(loss_T, in.context) * options_.router_weight};
+    return {.logits_TN = responses_TN, .loss = mean_over_tokens(loss_T, in.context.valid_T) * options_.router_weight};
   }
 
   void update(int64_t /*layer*/, const Tensor& /*statistic*/, const StepInfo& info) override {

@@ -1,29 +1,12 @@
-// What the heads are made of: linear maps under the names of checkpoints, directions, means over tokens.
+// What the heads are made of: linear maps under the names of checkpoints, and directions.
 #pragma once
 
-#include <algorithm>
 #include <string>
 
-#include "rmoe/ops/affine.h"
+#include "rmoe/ops/linear.h"
 #include "rmoe/routing/router.h"
 
 namespace rmoe::routing {
-
-// x W^T + b.
-struct Linear {
-  Tensor weight_OI, bias_O;  // no bias: undefined
-  Tensor operator()(const Tensor& x) const { return affine(x, weight_OI, bias_O); }
-};
-
-// Parameters `weight` [out, in] and `bias` [out], which starts as torch.nn.Linear's, or from zero where matrices start
-// from N(0, deviation). An empty name: no bias.
-inline Linear add_linear(const ParamScope& scope, const std::string& weight, const std::string& bias, int64_t out,
-                         int64_t in, double deviation, const ParamTraits& traits) {
-  const Init init = matrix_init(in, deviation);
-  Linear map{.weight_OI = scope.add(weight, {out, in}, init, traits), .bias_O = {}};
-  if (!bias.empty()) map.bias_O = scope.add(bias, {out}, deviation > 0 ? Init::zeros() : init, traits);
-  return map;
-}
 
 // A layer of a torch.nn.Sequential: name.weight and name.bias.
 inline Linear add_layer(const ParamScope& scope, const std::string& name, int64_t out, int64_t in, double deviation,
@@ -49,11 +32,5 @@ inline void add_unused_gate(const RouterShape& s, const ParamScope& scope) {
 // x / |x| along the last dimension. Below norms of about 1e-3 it shrinks towards zero instead, so that the gradient
 // stays finite (at most 1e4 times the incoming one).
 inline Tensor direction(const Tensor& x) { return x * at::rsqrt(x.square().sum(-1, /*keepdim=*/true) + 1e-8); }
-
-// The mean over the tokens that count; 0 where there is none.
-inline Tensor mean_over_tokens(const Tensor& x_T, const RouteContext& context) {
-  if (!context.valid_T.defined()) return x_T.sum() / static_cast<double>(std::max<int64_t>(x_T.size(0), 1));
-  return x_T.masked_fill(context.valid_T.logical_not(), 0).sum() / context.valid_T.sum().clamp_min(1);
-}
 
 }  // namespace rmoe::routing

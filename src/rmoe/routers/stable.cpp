@@ -49,7 +49,7 @@ class StableRouter : public Router {
     } else if (in.context.training) {
       const Tensor first_T = out.logits_TN.detach().argmax(-1);
       const Tensor loss_T = at::cross_entropy_loss(distilled(in), first_T, {}, at::Reduction::None);
-      out.loss = mean_over_tokens(loss_T, in.context) * options_.distill_weight;
+      out.loss = mean_over_tokens(loss_T, in.context.valid_T) * options_.distill_weight;
     }
     return out;
   }

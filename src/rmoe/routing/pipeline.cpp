@@ -28,8 +28,6 @@ Tensor drop_beyond(int64_t capacity, int64_t experts, const Tensor& scores_TN, T
   return dropped.sum();
 }
 
-std::string at_layer(int64_t layer) { return "transforms." + std::to_string(layer); }
-
 }  // namespace
 
 void Statistics::add(const Statistics& other) {
@@ -60,8 +58,6 @@ Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const Pa
                   .router = config.router.kind(),
                   .score = config.score.kind(),
                   .selection = config.selection.kind(),
-                  .experts = experts_,
-                  .top_k = config.top_k,
                   .recurrent = stage_->recurrent(),
                   .distribution = score_->distribution(),
                   .bounded = score_->bounded(),
@@ -98,7 +94,7 @@ void Pipeline::make_layers(const MoeConfig& config, const PipelineShape& shape, 
     }
     s.uses = 1;
     for (size_t j = 0; j < config.transforms.size(); ++j) {
-      layer.transforms.push_back(config.transforms[j].transform.create(s, scope / at_layer(static_cast<int64_t>(j))));
+      layer.transforms.push_back(config.transforms[j].transform.create(s, scope / ("transforms." + std::to_string(j))));
     }
     layer.selection = config.selection.create(s, scope);
     layers_.push_back(std::move(layer));
@@ -120,9 +116,9 @@ void Pipeline::check() const {
   for_each_adaptive([&](const Adaptive& plugin, int64_t layer) {
     if (layer == 0) plugin.check(combination_);
   });
-  RMOE_CHECK(combination_.sparse == (combination_.selection == "positive"), "selection '", combination_.selection,
-             "' and score '", combination_.score,
-             "' do not go together: 'positive' chooses by zeros, which only a sparse score such as 'relu' has");
+  RMOE_CHECK(!combination_.sparse || layers_[0].selection->goes_by_zeros(), "score '", combination_.score,
+             "' says by zeros which experts a token uses, and selection '", combination_.selection,
+             "' does not go by them; use 'positive'");
   const auto steering = std::count_if(balances_.begin(), balances_.end(), [](const auto& b) { return b->steers(); });
   RMOE_CHECK(steering <= 1, "balance: ", steering, " entries steer the choice, expected at most one");
   RMOE_CHECK(steering == 0 || !combination_.own_ranking, "router '", combination_.router,
@@ -134,9 +130,9 @@ void Pipeline::check() const {
 
 RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const {
   const Layer& l = layers_.at(static_cast<size_t>(layer));
-  auto [feature_TR, next] = stage_->step(layer, router_precision(x_TD), std::move(carry));
-  RouteContext noise = context;
-  const auto own = [&](size_t j) -> const RouteContext& {  // every transform draws from a stream of its own
+  auto [feature_TR, next] = stage_->step(layer, at_least_fp32(x_TD), std::move(carry));
+  const auto own = [&](size_t j) {  // every transform draws from a stream of its own
+    RouteContext noise = context;
     noise.key = context.key.at(j);
     return noise;
   };

@@ -39,7 +39,6 @@ struct RouteContext {
 // What kind of pipeline a plug-in finds itself in, so that it can refuse what it cannot work with.
 struct Combination {
   std::string stage = {}, router = {}, score = {}, selection = {};
-  int64_t experts = 0, top_k = 0;
   bool recurrent = false;     // a recurrent stage stands in front, whether it hands its state on or not
   bool reads_feature = true;  // the head reads the stage's feature
   bool distribution = false;  // the scores of a token sum to 1
@@ -179,9 +178,10 @@ class Selection : public Adaptive {
     bool full = true;  // no slot is unused
   };
   virtual Choice select(const SelectionInput& in) const = 0;
-  virtual bool ranks() const { return false; }     // see Combination
-  virtual bool fixed_k() const { return true; }    // see Combination
-  virtual bool per_token() const { return true; }  // see Combination
+  virtual bool ranks() const { return false; }          // see Combination
+  virtual bool fixed_k() const { return true; }         // see Combination
+  virtual bool per_token() const { return true; }       // see Combination
+  virtual bool goes_by_zeros() const { return false; }  // chooses what a sparse score leaves above 0
   // False: the choice for a token depends on tokens that come later, or on its place in a batch. Such a selection
   // refuses context.generating.
   virtual bool causal() const { return true; }

@@ -29,10 +29,10 @@ struct Routing {
 // What the routers of one forward pass did, one entry per MoE layer.
 using RoutingTrace = std::vector<Routing>;
 
-// The sum over the tokens that count, [T, ...] -> [...], and how many they are (a scalar of x's dtype, at least 1).
-Tensor sum_over_tokens(const Tensor& x_T, const Routing& routing);
-Tensor token_count(const Routing& routing, at::ScalarType dtype);
-// The mean over the tokens that count; 0 where there is none.
-Tensor mean_over_tokens(const Tensor& x_T, const Routing& routing);
+// Over the tokens that count, those of `valid_T` (undefined: all): the sum, [T, ...] -> [...]; how many they are, a
+// scalar of x's dtype, at least 1; the mean, 0 where there is none.
+Tensor sum_over_tokens(const Tensor& x_T, const Tensor& valid_T);
+Tensor token_count(const Tensor& x_T, const Tensor& valid_T);
+Tensor mean_over_tokens(const Tensor& x_T, const Tensor& valid_T);
 
 }  // namespace rmoe::routing

@@ -15,7 +15,7 @@ void RoutingSums::add(const RoutingTrace& trace) {
     sums.counts.emplace_back(data, data + counts_N.numel());
     if (routing.dropped.defined()) sums.dropped += routing.dropped.item<int64_t>();
     sums.entropy +=
-        sum_over_tokens(at::special_entr(routing.probs_TN).sum(-1, false, at::kDouble), routing).item<double>();
+        sum_over_tokens(at::special_entr(routing.probs_TN).sum(-1, false, at::kDouble), routing.valid_T).item<double>();
   }
   if (!trace.empty()) {
     sums.tokens = trace[0].valid_T.defined() ? trace[0].valid_T.sum().item<int64_t>() : trace[0].tokens();

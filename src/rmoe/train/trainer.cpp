@@ -173,20 +173,12 @@ StepSums Trainer::step() {
 
 namespace {
 
-NamedTensors stored(const ParamTable& params) {
-  NamedTensors tensors;
-  for (const Param& param : params.all()) {
-    for (auto& part : param.stored()) tensors.push_back(std::move(part));
-  }
-  return tensors;
-}
-
 std::string memory_name(size_t micro, size_t layer) { return str("micro_", micro, ".layer_", layer); }
 
 }  // namespace
 
 void Trainer::save(const PathOf& path_of) const {
-  save_tensors(path_of("model.safetensors"), stored(params_), {{"format", "pt"}});
+  save_tensors(path_of("model.safetensors"), params_.stored(), {{"format", "pt"}});
   save_tensors(path_of("optimizer.safetensors"), optimizer_.state());
   NamedTensors memory;
   for (size_t micro = 0; micro < memories_.size(); ++micro) {
@@ -199,7 +191,7 @@ void Trainer::save(const PathOf& path_of) const {
 }
 
 void Trainer::load(const std::filesystem::path& checkpoint_dir, int64_t step) {
-  load_tensors(checkpoint_dir / "model.safetensors", stored(params_));
+  load_tensors(checkpoint_dir / "model.safetensors", params_.stored());
   load_tensors(checkpoint_dir / "optimizer.safetensors", optimizer_.state());
   optimizer_.set_steps(step);
   steps_ = step;

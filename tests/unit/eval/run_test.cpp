@@ -64,12 +64,8 @@ class RunFolder : public ::testing::Test {
   void save(int64_t step) const {
     ParamTable params(static_cast<uint64_t>(step), at::kFloat);
     make_model(config_.model, params);
-    NamedTensors weights;
-    for (const Param& param : params.all()) {
-      for (auto& part : param.stored()) weights.push_back(std::move(part));
-    }
     io::CheckpointWriter writer(run(), step);
-    save_tensors(writer.file("model.safetensors"), weights);
+    save_tensors(writer.file("model.safetensors"), params.stored());
     write_file_atomic(writer.file("state.json"), R"({"best": {"step": 10}})");
     writer.commit();
   }

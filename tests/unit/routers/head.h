@@ -65,21 +65,7 @@ inline void expect_leaf_gradients(const std::function<Tensor()>& value, const st
   value().backward();
   for (const Tensor& leaf : leaves) {
     ASSERT_TRUE(leaf.grad().defined()) << leaf.sizes();
-    const at::NoGradGuard no_grad;
-    const Tensor grad = leaf.grad().contiguous();
-    auto* x = leaf.data_ptr<double>();
-    for (int64_t e = 0; e < leaf.numel(); ++e) {
-      constexpr double kStep = 1e-6;
-      const double kept = x[e];
-      x[e] = kept + kStep;
-      const double up = value().item<double>();
-      x[e] = kept - kStep;
-      const double down = value().item<double>();
-      x[e] = kept;
-      const double expected = (up - down) / (2 * kStep);
-      EXPECT_NEAR(grad.const_data_ptr<double>()[e], expected, 1e-7 * std::max(1.0, std::abs(expected)))
-          << leaf.sizes() << ", element " << e;
-    }
+    expect_central_differences([&] { return value().item<double>(); }, leaf, leaf.grad(), "leaf", 1e-7, 1e-7);
   }
   for (const Tensor& leaf : leaves) leaf.mutable_grad() = Tensor();
 }

@@ -32,7 +32,7 @@ class ReluL1 : public Balance {
     if (trace.empty()) return zero_loss(trace);
     const Tensor mean = mean_over_layers(trace, [&](size_t i) {
       const Routing& r = trace[i];
-      const Tensor mean_N = mean_over_tokens(r.scores_TN, r);
+      const Tensor mean_N = mean_over_tokens(r.scores_TN, r.valid_T);
       return options_.balanced ? (load(r, mean_N.scalar_type()) * mean_N).sum() : mean_N.sum();
     });
     return mean * lambda_1_[0].to(mean.scalar_type());
@@ -40,7 +40,7 @@ class ReluL1 : public Balance {
 
   // Positive scores, and how many there could be.
   Tensor statistic(int64_t, const Routing& routing) const override {
-    const Tensor positive = sum_over_tokens(routing.scores_TN.gt(0).to(at::kLong), routing).sum();
+    const Tensor positive = sum_over_tokens(routing.scores_TN.gt(0).to(at::kLong), routing.valid_T).sum();
     const Tensor tokens = routing.valid_T.defined() ? routing.valid_T.sum() : at::full_like(positive, routing.tokens());
     return at::stack({positive, tokens * shape_.experts});
   }
@@ -63,7 +63,7 @@ class ReluL1 : public Balance {
   // Rows of each expert over the even share T K / N.
   Tensor load(const Routing& r, at::ScalarType dtype) const {
     const double even = static_cast<double>(shape_.top_k) / static_cast<double>(shape_.experts);
-    return r.chosen_N.to(dtype) / (token_count(r, dtype) * even);
+    return r.chosen_N.to(dtype) / (token_count(r.scores_TN, r.valid_T) * even);
   }
 
   Options options_;

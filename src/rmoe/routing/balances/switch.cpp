@@ -9,7 +9,7 @@ namespace {
 // N sum_n f_n P_n of one layer, f from the given counts: 1 at uniform routing.
 Tensor product(const Routing& routing, const Tensor& counts_N) {
   const Tensor share_N = expert_share(counts_N, routing.probs_TN.scalar_type());
-  return (share_N * mean_over_tokens(routing.probs_TN, routing)).sum() * routing.experts();
+  return (share_N * mean_over_tokens(routing.probs_TN, routing.valid_T)).sum() * routing.experts();
 }
 
 class Switch : public Balance {
@@ -31,7 +31,7 @@ class SmallScale : public Balance {
     return sum_over_layers(trace, [&](size_t i) {
       const Routing& r = trace[i];
       const auto dtype = r.probs_TN.scalar_type();
-      const Tensor mean_N = sum_over_tokens(r.probs_TN, r) / r.chosen_N.sum().clamp_min(1).to(dtype);
+      const Tensor mean_N = sum_over_tokens(r.probs_TN, r.valid_T) / r.chosen_N.sum().clamp_min(1).to(dtype);
       return (expert_share(r.chosen_N, dtype) * mean_N).sum() * r.experts();
     });
   }
@@ -62,8 +62,8 @@ class Concatenated : public Balance {
     Tensor counts_N = at::zeros_like(trace.front().chosen_N), probs_N = zero_loss(trace), tokens = zero_loss(trace);
     for (const Routing& routing : trace) {
       counts_N = counts_N + routing.chosen_N;
-      probs_N = probs_N + sum_over_tokens(routing.probs_TN, routing);
-      tokens = tokens + token_count(routing, dtype);
+      probs_N = probs_N + sum_over_tokens(routing.probs_TN, routing.valid_T);
+      tokens = tokens + token_count(routing.probs_TN, routing.valid_T);
     }
     return (counts_N.to(dtype) / tokens * (probs_N / tokens)).sum() * experts_;
   }

@@ -11,7 +11,7 @@ class Z : public Balance {
 
   Tensor loss(const RoutingTrace& trace, const BatchCounts*) const override {
     return mean_over_layers(
-        trace, [&](size_t i) { return mean_over_tokens(trace[i].logits_TN.logsumexp(-1).square(), trace[i]); });
+        trace, [&](size_t i) { return mean_over_tokens(trace[i].logits_TN.logsumexp(-1).square(), trace[i].valid_T); });
   }
 };
 

@@ -15,6 +15,8 @@ class Positive : public Selection {
     return only((in.scores_TN > 0).gather(1, order_TN), order_TN);
   }
 
+  bool goes_by_zeros() const override { return true; }
+
   void check(const Combination& c) const override {
     RMOE_CHECK(c.sparse, "positive: chooses by zeros, which score '", c.score, "' does not give; use 'relu'");
   }
