@@ -4,12 +4,9 @@
 
 #include <cstdint>
 
-namespace rmoe::kernels {
+#include "rmoe/kernels/cpu/bf16.h"
 
-// bfloat16 as its bits.
-struct Bf16 {
-  uint16_t bits;
-};
+namespace rmoe::kernels {
 
 // out[i] = keep(key, first_index + i) ? in[i] * scale : 0 for i < n; each element is dropped with the given probability
 // (resolution 2^-32). in and out may be the same. Serial; callers split the range over threads.

@@ -1,0 +1,28 @@
+// y = x W^T + b and its gradients.
+#pragma once
+
+#include <cstdint>
+
+#include "rmoe/kernels/cpu/isa.h"
+
+namespace rmoe::kernels {
+
+// A weight as it is stored: fp32 (the master copy) or the type that the kernel computes in.
+template <class T>
+struct Weight {
+  const float* master = nullptr;  // one of the two is null
+  const T* narrow = nullptr;
+};
+
+template <class T>
+struct LinearKernels {
+  // x [M, K], w [N, K], b [N] or null -> y [M, N].
+  void (*forward)(T* y, const T* x, Weight<T> w, const float* b, int64_t M, int64_t N, int64_t K);
+  // dy [M, N], w [N, K] -> dx [M, K].
+  void (*input_gradient)(T* dx, const T* dy, Weight<T> w, int64_t M, int64_t N, int64_t K);
+  // dy [M, N], x [M, K] -> dw [N, K]; db [N] or null.
+  void (*weight_gradient)(float* dw, float* db, const T* dy, const T* x, int64_t M, int64_t N, int64_t K);
+};
+RMOE_KERNELS(linear, LinearKernels)
+
+}  // namespace rmoe::kernels

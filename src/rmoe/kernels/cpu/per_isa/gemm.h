@@ -1,0 +1,417 @@
+// Matrix products of the CPU kernels: C (+)= A B with A read in place row by row, B packed in panels, C in fp32.
+//
+// Everything that is multiplied here is either fp32 or bf16 (products summed in fp32). B is packed by pack_nk or pack_kn
+// into panels of kPanel columns; for bf16 two consecutive k lie side by side, as both the dot-product instruction and
+// the tiles of AMX read them. Whatever surrounds a product is done by the callers: gathering rows while they pack,
+// activations on the block of C while it is in the cache. Included by kernel files only.
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "rmoe/kernels/cpu/isa.h"
+#include "rmoe/kernels/cpu/per_isa/vec.h"
+
+namespace rmoe::kernels {
+namespace RMOE_ISA {
+
+constexpr int64_t kPanel = 32;  // columns of B in a panel
+
+inline constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// k of a packed B is a multiple of this; A's rows hold zeros (not just anything) up to there.
+template <class T>
+constexpr int64_t kDepth = 1;
+template <>
+inline constexpr int64_t kDepth<Bf16> = 32;
+
+template <class T>
+constexpr int64_t padded_depth(int64_t k) {
+  return round_up(k, kDepth<T>);
+}
+// Elements of a packed B [k, n].
+template <class T>
+constexpr int64_t packed_size(int64_t k, int64_t n) {
+  return padded_depth<T>(k) * round_up(n, kPanel);
+}
+
+// Memory of one thread, aligned to cache lines, kept from call to call: it grows and is never given back, so a steady
+// state asks for none. The slots of one kernel are told apart by number; what a slot held before is lost.
+template <class T>
+T* scratch(int slot, int64_t count) {
+  struct Block {
+    std::byte* data = nullptr;
+    size_t size = 0;
+    ~Block() { std::free(data); }
+  };
+  constexpr int kSlots = 16;
+  thread_local Block blocks[kSlots];
+  Block& block = blocks[slot];
+  const auto bytes = static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 4096));
+  if (block.size < bytes) {
+    std::free(block.data);
+    block.data = static_cast<std::byte*>(std::aligned_alloc(4096, bytes));
+    if (!block.data) throw std::bad_alloc();
+    block.size = bytes;
+  }
+  return reinterpret_cast<T*>(block.data);
+}
+
+#if defined(__AVX512BF16__)
+
+// Row i of the 16x16 matrix of 32-bit elements becomes column i.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// 32 elements as bf16; zeros behind the first n.
+inline __m512i load_32(const Bf16* p, int64_t n) {
+  const __mmask32 mask = n >= 32 ? 0xffffffffu : n <= 0 ? 0u : (1u << n) - 1;
+  return _mm512_maskz_loadu_epi16(mask, p);
+}
+inline __m512i load_32(const float* p, int64_t n) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(p + (n > 16 ? 16 : 0), n - 16).v, load(p, n).v));
+}
+// 16 elements of each of two rows as bf16, taken in turn; zeros behind the first n.
+inline __m512i load_pairs(const Bf16* even, const Bf16* odd, int64_t n) {
+  const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(n), even));
+  const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(n), odd));
+  return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+}
+inline __m512i load_pairs(const float* even, const float* odd, int64_t n) {
+  const __m512i a = _mm512_cvtepu16_epi32(narrow(load(even, n))), b = _mm512_cvtepu16_epi32(narrow(load(odd, n)));
+  return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+}
+
+#endif
+
+// Packs B[k][n] = row(n)[k]: a weight [n, k] that multiplies from the right transposed. row(i) points to k elements of
+// type float or Bf16. Columns and depth are padded with zeros.
+template <class T, class Row>
+void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
+  const int64_t depth = padded_depth<T>(k);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    for (int64_t j = 0; j < round_up(n, kPanel); j += 16) {
+      Bf16* panel = out + j / kPanel * depth * kPanel + j % kPanel * 2;
+      for (int64_t i = 0; i < depth; i += 32) {
+        __m512i r[16];
+        for (int64_t c = 0; c < 16; ++c) r[c] = j + c < n ? load_32(row(j + c) + i, k - i) : _mm512_setzero_si512();
+        transpose(r);
+        for (int64_t c = 0; c < 16; ++c) _mm512_storeu_si512(panel + (i / 2 + c) * kPanel * 2, r[c]);
+      }
+    }
+    return;
+  }
+#endif
+  constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
+  for (int64_t j = 0; j < round_up(n, kPanel); ++j) {
+    T* panel = out + j / kPanel * depth * kPanel + j % kPanel * kPair;
+    for (int64_t i = 0; i < depth; ++i) {
+      panel[i / kPair * kPanel * kPair + i % kPair] = from_float<T>(i < k && j < n ? to_float(row(j)[i]) : 0.0f);
+    }
+  }
+}
+
+// Packs B[k][n] = row(k)[n]: a weight [k, n], or the rows of a batch where the batch is summed over. row(i) points to n
+// elements of type float or Bf16.
+template <class T, class Row>
+void pack_kn(T* out, Row&& row, int64_t n, int64_t k) {
+  const int64_t depth = padded_depth<T>(k), width = round_up(n, kPanel);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    for (int64_t i = 0; i < depth; i += 2) {
+      Bf16* line = out + i * kPanel;
+      if (i >= k) {
+        for (int64_t j = 0; j < width; j += kPanel) std::memset(line + j * depth, 0, kPanel * 2 * sizeof(Bf16));
+        continue;
+      }
+      const auto *even = row(i), *odd = row(std::min(i + 1, k - 1));
+      const __m512i both = i + 1 < k ? _mm512_set1_epi32(-1) : _mm512_set1_epi32(0xffff);
+      for (int64_t j = 0; j < width; j += 16) {
+        const int64_t at = std::min(j, n);
+        const __m512i pairs = _mm512_and_si512(both, load_pairs(even + at, odd + at, n - j));
+        _mm512_storeu_si512(line + j / kPanel * kPanel * depth + j % kPanel * 2, pairs);
+      }
+    }
+    return;
+  }
+#endif
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t i = 0; i < depth; ++i) {
+      const auto* source = row(i);
+      for (int64_t j = 0; j < width; j += Vec::kLanes) {
+        const int64_t at = std::min(j, n);
+        store(out + j / kPanel * kPanel * depth + i * kPanel + j % kPanel, load(source + at, n - j));
+      }
+    }
+  } else {
+    for (int64_t i = 0; i < depth; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        out[j / kPanel * kPanel * depth + i / 2 * kPanel * 2 + j % kPanel * 2 + i % 2] =
+            from_float<T>(i < k && j < n ? to_float(row(i)[j]) : 0.0f);
+      }
+    }
+  }
+}
+
+// A[m][k] = row(k)[m] for the product that sums over a batch: out [m][padded depth], zeros behind k.
+template <class T, class Row>
+void transpose_rows(T* out, Row&& row, int64_t m, int64_t k) {
+  const int64_t depth = padded_depth<T>(k);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    for (int64_t i = 0; i < depth; i += 32) {
+      for (int64_t j = 0; j < m; j += 16) {
+        __m512i r[16];
+        for (int64_t c = 0; c < 16; ++c) {
+          const int64_t at = i + 2 * c;
+          if (at + 1 < k) {
+            r[c] = load_pairs(row(at) + j, row(at + 1) + j, m - j);
+          } else if (at < k) {
+            r[c] = _mm512_and_si512(_mm512_set1_epi32(0xffff), load_pairs(row(at) + j, row(at) + j, m - j));
+          } else {
+            r[c] = _mm512_setzero_si512();
+          }
+        }
+        transpose(r);
+        for (int64_t c = 0; c < std::min<int64_t>(16, m - j); ++c) _mm512_storeu_si512(out + (j + c) * depth + i, r[c]);
+      }
+    }
+    return;
+  }
+#endif
+  constexpr int64_t kTile = 16;  // columns of a row are read by whole cache lines
+  for (int64_t i = 0; i < depth; i += kTile) {
+    for (int64_t j = 0; j < m; j += kTile) {
+      for (int64_t ii = i; ii < std::min(i + kTile, depth); ++ii) {
+        for (int64_t jj = j; jj < std::min(j + kTile, m); ++jj) {
+          out[jj * depth + ii] = from_float<T>(ii < k ? to_float(row(ii)[jj]) : 0.0f);
+        }
+      }
+    }
+  }
+}
+
+namespace gemm {
+
+#if defined(__AVX512F__)
+constexpr int64_t kRows = 12;  // with two vectors of columns: 24 sums, 2 of B and a broadcast fit 32 registers
+#else
+constexpr int64_t kRows = 6;  // two vectors of 8 columns: 12 sums of 16 registers
+#endif
+constexpr int64_t kVecs = 2;
+
+// R rows by kVecs vectors of C. b is the packed panel, from its first used column on.
+template <int64_t R, int64_t V>
+inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t k, bool accumulate) {
+  Vec sums[R][V];
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) sums[r][v] = accumulate ? load(c + r * ldc + v * Vec::kLanes) : Vec(0.0f);
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    Vec columns[V];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) columns[v] = load(b + i * kPanel + v * Vec::kLanes);
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < R; ++r) {
+      const Vec factor(a[r * lda + i]);
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < V; ++v) sums[r][v] = fma(factor, columns[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) store(c + r * ldc + v * Vec::kLanes, sums[r][v]);
+  }
+}
+
+#if defined(__AVX512BF16__)
+template <int64_t R, int64_t V>
+inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf16* b, int64_t k, bool accumulate) {
+  __m512 sums[R][V];
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) {
+      sums[r][v] = accumulate ? _mm512_loadu_ps(c + r * ldc + v * 16) : _mm512_setzero_ps();
+    }
+  }
+  for (int64_t i = 0; i < k; i += 2) {
+    __m512bh columns[V];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) {
+      columns[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + i * kPanel + v * 32));
+    }
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < R; ++r) {
+      int pair;
+      std::memcpy(&pair, a + r * lda + i, sizeof pair);
+      const auto factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < V; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], factor, columns[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; ++v) _mm512_storeu_ps(c + r * ldc + v * 16, sums[r][v]);
+  }
+}
+#endif
+
+// Calls the tile for `rows` rows: R at compile time for every count.
+template <int64_t V, int64_t R, class T>
+inline void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
+                      bool accumulate) {
+  if constexpr (R > 1) {
+    if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    fp32_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
+  } else {
+#if defined(__AVX512BF16__)
+    dot_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
+#endif
+  }
+}
+
+#if defined(__AMX_BF16__)
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Sets the thread's tiles up for blocks of `rows` <= 32 rows of C and 32 columns: tiles 0..3 are C, 4 and 5 A, 6 and 7 B.
+inline void shape_tiles(int64_t rows) {
+  const auto upper = static_cast<uint8_t>(std::min<int64_t>(rows, 16)), lower = static_cast<uint8_t>(rows - upper);
+  TileShapes shapes;
+  const auto set = [&](int tile, uint8_t count) {
+    shapes.bytes[tile] = count > 0 ? 64 : 0;
+    shapes.rows[tile] = count;
+  };
+  for (int tile : {0, 1, 4}) set(tile, upper);
+  for (int tile : {2, 3, 5}) set(tile, lower);
+  for (int tile : {6, 7}) set(tile, 16);
+  _tile_loadconfig(&shapes);
+}
+
+template <bool kTwo>  // whether there are rows 16 and up
+inline void amx_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf16* b, int64_t k, bool accumulate) {
+  const int64_t c_bytes = ldc * 4, a_bytes = lda * 2;
+  constexpr int64_t kBBytes = kPanel * 4;
+  if (accumulate) {
+    _tile_loadd(0, c, c_bytes);
+    _tile_loadd(1, c + 16, c_bytes);
+    if (kTwo) _tile_loadd(2, c + 16 * ldc, c_bytes);
+    if (kTwo) _tile_loadd(3, c + 16 * ldc + 16, c_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwo) _tile_zero(2);
+    if (kTwo) _tile_zero(3);
+  }
+  for (int64_t i = 0; i < k; i += 32) {
+    _tile_loadd(6, b + i * kPanel, kBBytes);
+    _tile_loadd(4, a + i, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b + i * kPanel + 32, kBBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kTwo) {
+      _tile_loadd(5, a + 16 * lda + i, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+  if (kTwo) _tile_stored(2, c + 16 * ldc, c_bytes);
+  if (kTwo) _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+}
+
+inline void amx_rows(int64_t rows, float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf16* b, int64_t n,
+                     int64_t k, bool accumulate) {
+  shape_tiles(rows);
+  for (int64_t j = 0; j < n; j += kPanel) {
+    if (rows > 16) {
+      amx_tile<true>(c + j, ldc, a, lda, b + j * k, k, accumulate);
+    } else {
+      amx_tile<false>(c + j, ldc, a, lda, b + j * k, k, accumulate);
+    }
+  }
+}
+
+inline bool use_amx() { return cpu_isa() >= Isa::kAmx; }
+
+#endif
+
+}  // namespace gemm
+
+// C (+)= A B. c [m, ldc]: whole panels of columns are written, ldc >= round_up(n, kPanel). a [m, lda]: lda at least
+// padded_depth(k). b: packed [k, n]. A panel of B stays in the first-level cache while the rows pass, so m is best a few
+// hundred at most and k below a few thousand.
+template <class T>
+void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t m, int64_t n, int64_t k,
+              bool accumulate = false) {
+  const int64_t depth = padded_depth<T>(k);
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (gemm::use_amx()) {
+      const int64_t whole = m / 32 * 32;
+      if (whole > 0) gemm::shape_tiles(32);
+      // The rows of A stay in the first-level cache while B streams by: its panels are contiguous.
+      for (int64_t i = 0; i < whole; i += 32) {
+        for (int64_t j = 0; j < n; j += kPanel) {
+          gemm::amx_tile<true>(c + i * ldc + j, ldc, a + i * lda, lda, b + j * depth, depth, accumulate);
+        }
+      }
+      if (whole < m) gemm::amx_rows(m - whole, c + whole * ldc, ldc, a + whole * lda, lda, b, n, depth, accumulate);
+      _tile_release();
+      return;
+    }
+  }
+#endif
+  constexpr int64_t kStep = gemm::kVecs * Vec::kLanes;
+  constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
+  for (int64_t j = 0; j < n; j += kStep) {
+    const T* panel = b + j / kPanel * kPanel * depth + j % kPanel * kPair;
+    for (int64_t i = 0; i < m; i += gemm::kRows) {
+      const int64_t rows = std::min(gemm::kRows, m - i);
+      if (n - j > Vec::kLanes) {
+        gemm::tile_rows<2, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, depth, accumulate);
+      } else {
+        gemm::tile_rows<1, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, depth, accumulate);
+      }
+    }
+  }
+}
+
+}  // namespace RMOE_ISA
+}  // namespace rmoe::kernels

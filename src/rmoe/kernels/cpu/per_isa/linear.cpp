@@ -1,0 +1,124 @@
+#include "rmoe/kernels/cpu/linear.h"
+
+#include "rmoe/kernels/cpu/per_isa/gemm.h"
+
+namespace rmoe::kernels {
+namespace RMOE_ISA {
+namespace {
+
+using T = RMOE_TYPE;
+
+constexpr int64_t kRowBlock = 128;    // rows of a product at once: with kColumnBlock, C stays in the second-level cache
+constexpr int64_t kColumnBlock = 128;
+constexpr int64_t kDepthBlock = 512;  // rows of the batch that a weight gradient sums at once
+
+enum Slot { kPackedB, kRowsOfA, kBlockOfC, kSharedB };
+
+// f(w) with w pointing to floats or Ts, whichever the weight has.
+template <class F>
+void with_weight(Weight<T> w, F&& f) {
+  w.master ? f(w.master) : f(w.narrow);
+}
+
+// Rows of `a` [rows, k] as a product reads them: in place, or copied with zeros behind.
+const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
+  *stride = padded_depth<T>(k);
+  if (*stride == k) return a;
+  T* copy = scratch<T>(kRowsOfA, rows * *stride);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(copy + i * *stride, a + i * k, static_cast<size_t>(k) * sizeof(T));
+    std::memset(copy + i * *stride + k, 0, static_cast<size_t>(*stride - k) * sizeof(T));
+  }
+  return copy;
+}
+
+// out [M, N] = a [M, K] B + bias, where pack(packed, j, n) packs columns [j, j + n) of B.
+template <class Pack>
+void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, Pack&& pack) {
+  const int64_t column_blocks = (N + kColumnBlock - 1) / kColumnBlock;
+  // Enough pieces for the threads to share; a further piece of rows packs its columns again.
+  constexpr int64_t kPieceRows = 1024;
+  const int64_t pieces = (M + kPieceRows - 1) / kPieceRows;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    for (int64_t block = 0; block < column_blocks; ++block) {
+      const int64_t j = block * kColumnBlock, n = std::min(kColumnBlock, N - j), ldc = round_up(n, kPanel);
+      T* packed = scratch<T>(kPackedB, packed_size<T>(K, n));
+      pack(packed, j, n);
+      float* c = scratch<float>(kBlockOfC, kRowBlock * ldc);
+      const int64_t end = std::min(M, (piece + 1) * kPieceRows);
+      for (int64_t i = piece * kPieceRows; i < end; i += kRowBlock) {
+        const int64_t rows = std::min(kRowBlock, end - i);
+        int64_t stride;
+        const T* block_of_a = padded_rows(a + i * K, rows, K, &stride);
+        multiply(c, ldc, block_of_a, stride, packed, rows, n, K);
+        for (int64_t r = 0; r < rows; ++r) {
+          for_each_stretch(n, [&](int64_t x, int64_t count) {
+            Vec value = load(c + r * ldc + x);
+            if (bias) value = value + load(bias + j + x, count);
+            store(out + (i + r) * N + j + x, value, count);
+          });
+        }
+      }
+    }
+  }
+}
+
+void forward(T* y, const T* x, Weight<T> w, const float* b, int64_t M, int64_t N, int64_t K) {
+  with_weight(w, [&](const auto* weight) {
+    product(y, x, b, M, N, K, [&](T* packed, int64_t j, int64_t n) {
+      pack_nk(packed, [&](int64_t i) { return weight + (j + i) * K; }, n, K);
+    });
+  });
+}
+
+void input_gradient(T* dx, const T* dy, Weight<T> w, int64_t M, int64_t N, int64_t K) {
+  with_weight(w, [&](const auto* weight) {
+    product(dx, dy, nullptr, M, K, N, [&](T* packed, int64_t j, int64_t n) {
+      pack_kn(packed, [&](int64_t i) { return weight + i * K + j; }, n, N);
+    });
+  });
+}
+
+void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, int64_t N, int64_t K) {
+  const int64_t depth_blocks = (M + kDepthBlock - 1) / kDepthBlock, block_size = packed_size<T>(kDepthBlock, K);
+  T* packed = scratch<T>(kSharedB, depth_blocks * block_size);
+  constexpr int64_t kRowsOfDw = 64;
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t block = 0; block < depth_blocks; ++block) {
+      const int64_t m = block * kDepthBlock;
+      pack_kn(packed + block * block_size, [&](int64_t i) { return x + (m + i) * K; }, K, std::min(kDepthBlock, M - m));
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t j = 0; j < N; j += kRowsOfDw) {
+      const int64_t n = std::min(kRowsOfDw, N - j), ldc = round_up(K, kPanel);
+      float* c = ldc == K ? dw + j * K : scratch<float>(kBlockOfC, n * ldc);
+      for (int64_t block = 0; block < depth_blocks; ++block) {
+        const int64_t m = block * kDepthBlock, depth = std::min(kDepthBlock, M - m);
+        T* a = scratch<T>(kRowsOfA, n * padded_depth<T>(depth));
+        transpose_rows(a, [&](int64_t i) { return dy + (m + i) * N + j; }, n, depth);
+        multiply(c, ldc, a, padded_depth<T>(depth), packed + block * block_size, n, K, depth, block > 0);
+      }
+      if (M == 0) std::memset(c, 0, static_cast<size_t>(n * ldc) * sizeof(float));
+      for (int64_t r = 0; ldc != K && r < n; ++r) {
+        std::memcpy(dw + (j + r) * K, c + r * ldc, static_cast<size_t>(K) * sizeof(float));
+      }
+      if (!db) continue;
+      for_each_stretch(n, [&](int64_t at, int64_t count) {
+        Vec total(0.0f);
+        for (int64_t m = 0; m < M; ++m) total = total + load(dy + m * N + j + at, count);
+        store(db + j + at, total, count);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+extern const LinearKernels<T> linear;
+const LinearKernels<T> linear = {&forward, &input_gradient, &weight_gradient};
+
+}  // namespace RMOE_ISA
+}  // namespace rmoe::kernels
