@@ -231,7 +231,7 @@ inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const 
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < V; ++v) sums[r][v] = accumulate ? load(c + r * ldc + v * Vec::kLanes) : Vec(0.0f);
+    for (int64_t v = 0; v < V; ++v) sums[r][v] = Vec(0.0f);
   }
   for (int64_t i = 0; i < k; ++i) {
     Vec columns[V];
@@ -247,7 +247,10 @@ inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const 
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < V; ++v) store(c + r * ldc + v * Vec::kLanes, sums[r][v]);
+    for (int64_t v = 0; v < V; ++v) {
+      float* at = c + r * ldc + v * Vec::kLanes;
+      store(at, accumulate ? load(at) + sums[r][v] : sums[r][v]);
+    }
   }
 }
 
@@ -258,9 +261,7 @@ inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < V; ++v) {
-      sums[r][v] = accumulate ? _mm512_loadu_ps(c + r * ldc + v * 16) : _mm512_setzero_ps();
-    }
+    for (int64_t v = 0; v < V; ++v) sums[r][v] = _mm512_setzero_ps();
   }
   for (int64_t i = 0; i < k; i += 2) {
     __m512bh columns[V];
@@ -280,14 +281,17 @@ inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < V; ++v) _mm512_storeu_ps(c + r * ldc + v * 16, sums[r][v]);
+    for (int64_t v = 0; v < V; ++v) {
+      float* at = c + r * ldc + v * 16;
+      _mm512_storeu_ps(at, accumulate ? _mm512_add_ps(_mm512_loadu_ps(at), sums[r][v]) : sums[r][v]);
+    }
   }
 }
 #endif
 
 // Calls the tile for `rows` rows: R at compile time for every count.
 template <int64_t V, int64_t R, class T>
-inline void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
+void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
                       bool accumulate) {
   if constexpr (R > 1) {
     if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate);
@@ -400,14 +404,16 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
 #endif
   constexpr int64_t kStep = gemm::kVecs * Vec::kLanes;
   constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
+  // Sums of sums: a long chain of additions would lose more digits than a library's product does.
+  constexpr int64_t kChain = 256;
   for (int64_t j = 0; j < n; j += kStep) {
     const T* panel = b + j / kPanel * kPanel * depth + j % kPanel * kPair;
     for (int64_t i = 0; i < m; i += gemm::kRows) {
       const int64_t rows = std::min(gemm::kRows, m - i);
-      if (n - j > Vec::kLanes) {
-        gemm::tile_rows<2, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, depth, accumulate);
-      } else {
-        gemm::tile_rows<1, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, depth, accumulate);
+      for (int64_t d = 0; d < depth; d += kChain) {
+        const auto tile = n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
+        tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, depth - d),
+             accumulate || d > 0);
       }
     }
   }

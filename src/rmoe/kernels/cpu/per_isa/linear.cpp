@@ -64,8 +64,38 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
   }
 }
 
+// So few rows that reading the weights is the work: each is read once, unpacked. R rows, at most kFewRows.
+constexpr int64_t kFewRows = 4;
+template <int64_t R, class W>
+void few_rows(T* y, const T* x, const W* w, const float* b, int64_t N, int64_t K) {
+  float* wide = scratch<float>(kBlockOfC, R * K);
+  for (int64_t i = 0; i < R * K; ++i) wide[i] = to_float(x[i]);
+  constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
+#pragma omp parallel for schedule(static) if (N * K > 32768)
+  for (int64_t j = 0; j < N; j += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, N - j);
+    Vec sums[kAtOnce][R];
+    for (auto& row : sums) std::fill(row, row + R, Vec(0.0f));
+    for_each_stretch(K, [&](int64_t k, int64_t n) {
+      Vec columns[R];
+      for (int64_t r = 0; r < R; ++r) columns[r] = load(wide + r * K + k, n);
+      for (int64_t c = 0; c < kAtOnce; ++c) {
+        const Vec value = load(w + (j + std::min(c, count - 1)) * K + k, n);
+        for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
+      }
+    });
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t r = 0; r < R; ++r) y[r * N + j + c] = from_float<T>(sum(sums[c][r]) + (b ? b[j + c] : 0.0f));
+    }
+  }
+}
+
 void forward(T* y, const T* x, Weight<T> w, const float* b, int64_t M, int64_t N, int64_t K) {
   with_weight(w, [&](const auto* weight) {
+    if (M == 1) return few_rows<1>(y, x, weight, b, N, K);
+    if (M == 2) return few_rows<2>(y, x, weight, b, N, K);
+    if (M == 3) return few_rows<3>(y, x, weight, b, N, K);
+    if (M == kFewRows) return few_rows<kFewRows>(y, x, weight, b, N, K);
     product(y, x, b, M, N, K, [&](T* packed, int64_t j, int64_t n) {
       pack_nk(packed, [&](int64_t i) { return weight + (j + i) * K; }, n, K);
     });
@@ -107,8 +137,14 @@ void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, i
       }
       if (!db) continue;
       for_each_stretch(n, [&](int64_t at, int64_t count) {
+        // Sums of sums: one long chain would lose digits.
+        constexpr int64_t kChain = 32;
         Vec total(0.0f);
-        for (int64_t m = 0; m < M; ++m) total = total + load(dy + m * N + j + at, count);
+        for (int64_t m = 0; m < M; m += kChain) {
+          Vec part(0.0f);
+          for (int64_t i = m; i < std::min(M, m + kChain); ++i) part = part + load(dy + i * N + j + at, count);
+          total = total + part;
+        }
         store(db + j + at, total, count);
       });
     }
