@@ -75,7 +75,7 @@ std::vector<Tensor> run(Inputs in) {
   const Tensor y = experts(in.x, in.ids, in.weights, in.parameters, in.dropout, kKey);
   y.backward(in.grad);
   std::vector<Tensor> results = {y.detach()};
-  for (Tensor* t : in.leaves()) results.push_back(t->grad());
+  for (Tensor* t : in.leaves()) results.push_back(t->defined() ? t->grad() : Tensor());
   return results;
 }
 
@@ -172,10 +172,10 @@ TEST_P(ExpertsOp, IsAsAccurateAsThePlainFormula) {
 INSTANTIATE_TEST_SUITE_P(
     Sizes, ExpertsOp,
     ::testing::Values(Case{1, 1, 1, 1, 1, false, true}, Case{0, 5, 3, 2, 2, true, false},
-                      Case{1, 44, 45, 3, 2, true, false}, Case{5, 352, 44, 4, 2, false, true, 0.1},
+                      Case{3, 44, 45, 3, 2, true, false}, Case{5, 352, 44, 4, 2, false, true, 0.1},
                       Case{33, 31, 33, 4, 2, false, true, 0.3, false, true}, Case{67, 64, 130, 5, 3, true, true, 0.2},
                       Case{300, 16, 17, 7, 2, true, false, 0, true, true}, Case{90, 45, 352, 2, 1, false, true, 0.1},
-                      Case{40, 300, 15, 128, 2, true, false}, Case{2100, 17, 20, 2, 1, false, true, 0.1, true}));
+                      Case{60, 300, 15, 128, 2, true, false}, Case{2100, 17, 20, 2, 1, false, true, 0.1, true}));
 
 TEST(Experts, AnyNumberOfThreadsGivesTheSameBits) {
   for (const Case& c : {Case{700, 48, 70, 5, 2, true, false, 0, true}, Case{1500, 17, 33, 3, 2, false, true, 0.1, true},
