@@ -1,3 +1,4 @@
+// experts on the CPU: sorts the slots and shares the rows out; the formula where no kernel fits.
 #include "rmoe/kernels/cpu/experts.h"
 
 #include "rmoe/ops/cpu/pointers.h"

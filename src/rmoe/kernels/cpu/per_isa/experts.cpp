@@ -1,3 +1,8 @@
+// An expert's weights are packed once for each task, a group of columns just before it is used. Forward gathers the
+// rows of x while it copies them to where a product reads them; W1 and W3 stand side by side, so that an activation
+// finds both pre-activations in one block of C. Backward multiplies the unweighted dy, so that the gradients of the
+// routing weights come from the same product. Rows are independent of each other; what sums over them does so in
+// stretches counted from the expert's first row. So nothing depends on how the rows are shared between threads.
 #include "rmoe/kernels/cpu/experts.h"
 
 #include <omp.h>
