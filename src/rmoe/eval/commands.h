@@ -53,6 +53,7 @@ struct GenerateCommand {
   std::string run;
   std::string prompt;
   std::string checkpoint = "newest";
+  std::optional<Precision> dtype;  // default: the run's
   int64_t tokens = 200;
   SamplingOptions sampling;
   int64_t seed = 1;
