@@ -25,7 +25,7 @@ bool is_routing(const Param& param) {
 
 void store_weights_as(ParamTable& params, at::ScalarType dtype) {
   for (Param& p : params.all()) {
-    if (p.is_buffer() || !p.traits.matmul || is_routing(p)) continue;
+    if (p.is_buffer() || !p.traits.matmul || p.shape.size() < 2 || is_routing(p)) continue;
     p.value.set_requires_grad(false);
     p.value.set_data(p.value.to(dtype));
   }

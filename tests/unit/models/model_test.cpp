@@ -256,7 +256,9 @@ TEST(StoreWeightsAs, RoundsAsTheProductsWouldAndLeavesTheRouterAlone) {
     int narrow = 0;
     for (const Param& p : params.all()) {
       const bool router = p.name.find("rnn_router") != std::string::npos || p.name.ends_with("gate.weight");
-      if (router) EXPECT_EQ(p.value.scalar_type(), at::kFloat) << p.name;
+      if (router) {
+        EXPECT_EQ(p.value.scalar_type(), at::kFloat) << p.name;
+      }
       if (p.value.scalar_type() == at::kBFloat16) ++narrow;
     }
     EXPECT_GT(narrow, 3 * 4);
