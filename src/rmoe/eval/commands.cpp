@@ -93,6 +93,7 @@ Json EvalReport::json() const {
               {"bits_per_character", or_null(bits_per_character)},
               {"perplexity", perplexity},
               {"word_perplexity", or_null(word_perplexity)},
+              {"causal", causal},
               {"load_imbalance", or_null(load_imbalance)},
               {"dead_experts", dead_experts},
               {"gate_entropy", or_null(gate_entropy)},
@@ -110,7 +111,9 @@ EvalReport run_eval(const EvalCommand& command) {
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 
-  if (!run.model->routing().causal()) {
+  EvalReport report;
+  report.causal = run.model->routing().causal();
+  if (!report.causal) {
     log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
              "' sees tokens to come, or their place in a batch: the result says nothing about writing");
   }
@@ -125,7 +128,6 @@ EvalReport run_eval(const EvalCommand& command) {
                                           progress.update(progress_line(so_far, total, data.split, tokens.header()));
                                       }});
 
-  EvalReport report;
   report.run = command.run;
   report.split = data.split;
   report.data = data.path.string();

@@ -60,7 +60,6 @@ Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const Pa
                   .selection = config.selection.kind(),
                   .recurrent = stage_->recurrent(),
                   .distribution = score_->distribution(),
-                  .bounded = score_->bounded(),
                   .sparse = score_->sparse()};
   if (!layers_.empty()) {
     combination_.reads_feature = layers_[0].head->reads_feature();

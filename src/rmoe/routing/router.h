@@ -42,7 +42,6 @@ struct Combination {
   bool recurrent = false;     // a recurrent stage stands in front, whether it hands its state on or not
   bool reads_feature = true;  // the head reads the stage's feature
   bool distribution = false;  // the scores of a token sum to 1
-  bool bounded = false;       // every score lies in [0, 1]
   bool sparse = false;        // scores may be exactly 0: only positive ones count
   bool ranks = false;         // the selection takes each token's best scores, so that adding to a score steers it
   bool own_ranking = false;   // the head may rank by more than its logits, which nothing else may steer
@@ -160,7 +159,6 @@ class ScoreFunction {
   virtual Tensor weights(const Tensor& logits_TN, const Tensor& scores_TN, const Tensor& ids_TK, bool full) const = 0;
   virtual bool normalized() const = 0;  // a token's weights sum to 1
   virtual bool distribution() const { return false; }
-  virtual bool bounded() const { return false; }
   virtual bool sparse() const { return false; }
 };
 

@@ -28,7 +28,6 @@ class SoftmaxSelected : public ScoreFunction {
   }
   bool normalized() const override { return true; }
   bool distribution() const override { return true; }
-  bool bounded() const override { return true; }
 };
 
 class Softmax : public ScoreFunction {
@@ -40,7 +39,6 @@ class Softmax : public ScoreFunction {
   }
   bool normalized() const override { return false; }
   bool distribution() const override { return true; }
-  bool bounded() const override { return true; }
 };
 
 // Each expert's positive score on its own, s_n = exp(log_scores(logit_n)). Weights: s times scale, divided by the sum
@@ -79,7 +77,6 @@ class IndependentScore : public ScoreFunction {
 class Sigmoid : public IndependentScore {
  public:
   using IndependentScore::IndependentScore;
-  bool bounded() const override { return true; }
 
  protected:
   Tensor log_scores(const Tensor& logits) const override { return at::log_sigmoid(logits); }
