@@ -95,4 +95,19 @@ Batch WindowBatcher::get(int64_t step, int64_t first_row, int64_t last_row) cons
   return batch;
 }
 
+RandomBatcher::RandomBatcher(int64_t vocab_size, int64_t batch, int64_t length, uint64_t seed)
+    : vocab_size_(vocab_size), batch_(batch), length_(length), seed_(seed) {
+  RMOE_CHECK(vocab_size > 0 && batch > 0 && length > 0, "random batches of ", batch, " x ", length, " tokens below ",
+             vocab_size, ": all must be at least 1");
+}
+
+Batch RandomBatcher::get(int64_t step, int64_t first_row, int64_t last_row) const {
+  check_rows("random batch", step, first_row, last_row, batch_);
+  Batch batch = empty_batch(last_row - first_row, length_);
+  batch.fresh = step == 0;
+  auto draw = static_cast<uint64_t>((step * batch_ + first_row) * (length_ + 1));
+  for (int64_t& token : batch.tokens) token = uniform_below(mix(seed_, kDataStream, draw++), vocab_size_);
+  return batch;
+}
+
 }  // namespace rmoe::data

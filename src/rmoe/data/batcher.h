@@ -62,4 +62,15 @@ class WindowBatcher {
   int64_t windows_per_epoch_;
 };
 
+// Tokens drawn uniformly, with no data behind them: to measure what a step costs. Streams that go on from step to step.
+class RandomBatcher {
+ public:
+  RandomBatcher(int64_t vocab_size, int64_t batch, int64_t length, uint64_t seed);
+  Batch get(int64_t step, int64_t first_row, int64_t last_row) const;
+
+ private:
+  int64_t vocab_size_, batch_, length_;
+  uint64_t seed_;
+};
+
 }  // namespace rmoe::data

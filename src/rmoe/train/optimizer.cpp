@@ -1,7 +1,8 @@
 #include "rmoe/train/optimizer.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "rmoe/ops/adam.h"
 
 namespace rmoe {
 namespace {
@@ -22,46 +23,30 @@ Optimizer::Optimizer(ParamTable& params, const OptimizerConfig& config) : params
 }
 
 double Optimizer::gradient_norm() const {
-  at::NoGradGuard no_grad;
-  double sum = 0;
+  std::vector<Tensor> grads;
   for (const Param& param : params_.all()) {
-    if (!param.value.grad().defined()) continue;
-    const double norm = param.value.grad().norm().item<double>();
-    sum += norm * norm;
+    if (param.value.grad().defined()) grads.push_back(param.value.grad());
   }
-  return std::sqrt(sum);
+  return rmoe::gradient_norm(grads);
 }
 
 void Optimizer::step(double lr, double gradient_norm) {
-  at::NoGradGuard no_grad;
   ++steps_;
-  const Tensor step = at::full({}, static_cast<double>(steps_), at::kFloat);
-  // The fused kernel divides gradients by this while it reads them.
-  const double divisor = config_.clip > 0 ? std::max(1.0, (gradient_norm + 1e-6) / config_.clip) : 1.0;
-  for (const bool decay : {true, false}) {
-    std::vector<Tensor> values, grads, exp_avgs, exp_avg_sqs;
-    for (size_t i = 0; i < trained_.size(); ++i) {
-      const Param& param = params_.all()[trained_[i]];
-      if (decays(param) != decay || !param.value.grad().defined()) continue;
-      values.push_back(param.value);
-      grads.push_back(param.value.grad());
-      exp_avgs.push_back(exp_avg_[i]);
-      exp_avg_sqs.push_back(exp_avg_sq_[i]);
-    }
-    if (values.empty()) continue;
-    const std::vector<Tensor> steps(values.size(), step);
-    const auto scale = divisor == 1.0 ? std::nullopt : std::optional<Tensor>(at::full({}, divisor, at::kFloat));
-    const double weight_decay = decay ? config_.weight_decay : 0.0;
-    const auto fused = [&](auto op) {
-      op(values, grads, exp_avgs, exp_avg_sqs, at::TensorList(), steps, lr, config_.beta1, config_.beta2, weight_decay,
-         config_.eps, /*amsgrad=*/false, /*maximize=*/false, scale, std::nullopt);
-    };
-    if (config_.kind == OptimizerKind::kAdamW) {
-      fused([](auto&&... args) { at::_fused_adamw_(args...); });
-    } else {
-      fused([](auto&&... args) { at::_fused_adam_(args...); });
-    }
+  std::vector<AdamParam> params;
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    const Param& param = params_.all()[trained_[i]];
+    if (!param.value.grad().defined()) continue;
+    params.push_back({param.value, param.value.grad(), exp_avg_[i], exp_avg_sq_[i], decays(param)});
   }
+  adam_step(params,
+            {.decoupled = config_.kind == OptimizerKind::kAdamW,
+             .lr = lr,
+             .beta1 = config_.beta1,
+             .beta2 = config_.beta2,
+             .eps = config_.eps,
+             .weight_decay = config_.weight_decay,
+             .grad_scale = config_.clip > 0 ? std::min(1.0, config_.clip / (gradient_norm + 1e-6)) : 1.0},
+            steps_);
 }
 
 void Optimizer::zero_gradients() {

@@ -12,11 +12,13 @@ class Optimizer {
   // `params` must outlive the optimizer.
   Optimizer(ParamTable& params, const OptimizerConfig& config);
 
-  // The global 2-norm of all gradients, in fp64 over per-tensor norms.
+  // The global 2-norm of all gradients.
   double gradient_norm() const;
   // One update with this learning rate; gradients count as scaled by min(1, clip / (norm + 1e-6)) where clip > 0.
   // Parameters without a gradient stay as they are.
   void step(double lr, double gradient_norm);
+  // Drops them. The next backward pass hands its results over as the new ones, which costs no pass to clear them and
+  // leaves their memory to the activations until then.
   void zero_gradients();
 
   // Moments as named tensors, exp_avg.NAME and exp_avg_sq.NAME, sharing storage, for checkpoints.

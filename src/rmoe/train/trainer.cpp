@@ -5,15 +5,17 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
+#include "rmoe/ops/runtime.h"
 
 namespace rmoe {
 namespace {
 
-std::variant<data::StreamBatcher, data::WindowBatcher> make_batcher(const RunConfig& c, data::TokenFile tokens) {
+using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher>;
+
+Batcher make_batcher(const RunConfig& c, const data::TokenFile& tokens) {
   const auto seed = static_cast<uint64_t>(c.train.seed);
-  if (c.model.family == Family::kSpan)
-    return data::StreamBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
-  return data::WindowBatcher(std::move(tokens), c.train.batch, c.train.block, seed);
+  if (c.model.family == Family::kSpan) return data::StreamBatcher(tokens, c.train.batch, c.train.block, seed);
+  return data::WindowBatcher(tokens, c.train.batch, c.train.block, seed);
 }
 
 // Tokens of a training batch: inputs [B, S] and targets [B*S], views of the batch's own memory.
@@ -70,21 +72,30 @@ StepSums StepSums::from_json(const Json& json) {
 }
 
 Trainer::Trainer(const RunConfig& config, data::TokenFile train_tokens)
+    : Trainer(config, train_tokens, make_batcher(config, train_tokens)) {}
+
+Trainer::Trainer(const RunConfig& config)
+    : Trainer(config, std::nullopt,
+              data::RandomBatcher(config.model.vocab_size, config.train.batch, config.train.block,
+                                  static_cast<uint64_t>(config.train.seed))) {}
+
+Trainer::Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens, Batcher batcher)
     : config_(config),
       params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat),
       model_(make_model(config.model, params_)),
       optimizer_(params_, config.train.optimizer),
-      tokens_(std::move(train_tokens)),
-      batcher_(make_batcher(config, tokens_)),
+      tokens_(std::move(tokens)),
+      batcher_(std::move(batcher)),
       memories_(static_cast<size_t>(config.train.accumulate)) {}
 
 void Trainer::fit_routers() {
+  if (!tokens_) return model_->routing().fit(at::ones({config_.model.vocab_size}, at::kLong));
   constexpr int64_t kPiece = int64_t{1} << 20;
   Tensor counts_V = at::zeros({config_.model.vocab_size}, at::kLong);
-  Tensor ids = at::empty({std::min(kPiece, tokens_.size())}, at::kLong);
-  for (int64_t begin = 0; begin < tokens_.size(); begin += kPiece) {
-    const int64_t count = std::min(kPiece, tokens_.size() - begin);
-    tokens_.read(begin, count, ids.mutable_data_ptr<int64_t>());
+  Tensor ids = at::empty({std::min(kPiece, tokens_->size())}, at::kLong);
+  for (int64_t begin = 0; begin < tokens_->size(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, tokens_->size() - begin);
+    tokens_->read(begin, count, ids.mutable_data_ptr<int64_t>());
     counts_V += at::bincount(ids.narrow(0, 0, count), {}, counts_V.size(0));
   }
   model_->routing().fit(counts_V);
@@ -145,10 +156,12 @@ StepSums Trainer::step() {
     const TokenBatch tokens(batch);
     Memory& memory = memories_[static_cast<size_t>(micro)];
     if (batch.fresh) memory = {};
+    const int64_t bytes_before = tensor_bytes();
     auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro));
     memory = std::move(result.memory);
     const Tensor loss = at::cross_entropy_loss(result.logits_TV.to(at::kFloat), tokens.targets);
     const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
+    activation_bytes_ = tensor_bytes() - bytes_before;
     sums.loss += loss.item<double>() * share;
     sums.balance += balance.item<double>() * share;
     if (config_.train.routing_stats) sums.routing.add(result.trace);

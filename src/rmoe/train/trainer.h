@@ -29,6 +29,8 @@ class Trainer {
  public:
   // `config` is resolved (vocabulary set) and valid. Start values depend on the seed alone.
   Trainer(const RunConfig& config, data::TokenFile train_tokens);
+  // On random tokens, to measure what training costs.
+  explicit Trainer(const RunConfig& config);
 
   // One optimizer step. Throws Error(kDiverged) naming the step when the loss or a gradient is not finite, before any
   // weight is changed. `StepSums::steps` of the result is 1.
@@ -47,7 +49,13 @@ class Trainer {
   void save(const PathOf& path_of) const;
   void load(const std::filesystem::path& checkpoint_dir, int64_t step);
 
+  // Bytes of what the last forward pass left for its backward pass: activations, and the loss's own.
+  int64_t activation_bytes() const { return activation_bytes_; }
+
  private:
+  using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher>;
+  Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens, Batcher batcher);
+
   data::Batch batch(int64_t micro) const;
   DropoutKey dropout_key(int64_t micro) const;
   ForwardOptions forward_options(int64_t micro) const;
@@ -60,10 +68,11 @@ class Trainer {
   ParamTable params_;
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
-  data::TokenFile tokens_;
-  std::variant<data::StreamBatcher, data::WindowBatcher> batcher_;
+  std::optional<data::TokenFile> tokens_;  // none: random ones
+  Batcher batcher_;
   std::vector<Memory> memories_;  // one per micro-batch; used by the span family
   int64_t steps_ = 0;
+  int64_t activation_bytes_ = 0;
 };
 
 }  // namespace rmoe

@@ -285,9 +285,10 @@ constexpr int64_t kRows = 6;  // two vectors of 8 columns: 12 sums of 16 registe
 #endif
 constexpr int64_t kVecs = 2;
 
-// R rows by kVecs vectors of C. b is the packed panel, from its first used column on.
+// R rows by kVecs vectors of C. b is the packed panel, from its first used column on. a_step: from one k to the next.
 template <int64_t R, int64_t V>
-inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t k, bool accumulate) {
+inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t k, bool accumulate,
+                      int64_t a_step = 1) {
   Vec sums[R][V];
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
@@ -300,7 +301,7 @@ inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const 
     for (int64_t v = 0; v < V; ++v) columns[v] = load(b + i * kPanel + v * Vec::kLanes);
 #pragma GCC unroll 12
     for (int64_t r = 0; r < R; ++r) {
-      const Vec factor(a[r * lda + i]);
+      const Vec factor(a[r * lda + i * a_step]);
 #pragma GCC unroll 2
       for (int64_t v = 0; v < V; ++v) sums[r][v] = fma(factor, columns[v], sums[r][v]);
     }
@@ -353,12 +354,12 @@ inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 // Calls the tile for `rows` rows: R at compile time for every count.
 template <int64_t V, int64_t R, class T>
 void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
-                      bool accumulate) {
+                      bool accumulate, [[maybe_unused]] int64_t a_step = 1) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate);
+    if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate, a_step);
   }
   if constexpr (std::is_same_v<T, float>) {
-    fp32_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
+    fp32_tile<R, V>(c, ldc, a, lda, b, k, accumulate, a_step);
   } else {
 #if defined(__AVX512BF16__)
     dot_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
@@ -482,7 +483,23 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
       for (int64_t d = 0; d < depth; d += kChain) {
         const auto tile = n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
         tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, depth - d),
-             accumulate || d > 0);
+             accumulate || d > 0, 1);
+      }
+    }
+  }
+}
+
+// C (+)= A B as above, in fp32, with A[i][k] at a[i * lda + k * a_step]: a_step = 1 or, for a transposed A, lda = 1.
+inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda, int64_t a_step, const float* b,
+                             int64_t m, int64_t n, int64_t k, bool accumulate) {
+  for (int64_t j = 0; j < n; j += gemm::kVecs * Vec::kLanes) {
+    const float* panel = b + j / kPanel * kPanel * k + j % kPanel;
+    for (int64_t i = 0; i < m; i += gemm::kRows) {
+      const int64_t rows = std::min(gemm::kRows, m - i);
+      if (n - j > Vec::kLanes) {
+        gemm::tile_rows<2, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
+      } else {
+        gemm::tile_rows<1, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
       }
     }
   }
