@@ -1,11 +1,14 @@
 // What the routing of one layer costs: forward and backward of the second MoE layer's pipeline, with and without our
 // kernels (RMOE_CPU_ISA=plain's path), taken in turn.
-//   bench_route [--threads=N] [--rounds=N] [--tokens=T] [--width=D] [--fp32] [--profile] [MOE FLAGS]
+//   bench_route [--threads=N] [--rounds=N] [--tokens=T] [--width=D] [--fp32] [--cpu-time] [--profile]
+//               [MOE FLAGS]
 // MOE FLAGS are those of a config's model.moe, as --stage.kind=gru; without any it walks the routers of the paper.
-// --profile adds each operator's own time.
+// --profile adds each operator's own time. --cpu-time counts the processor's time, not the clock's: for one thread on a
+// machine that others use.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <map>
 #include <string>
 #include <vector>
@@ -25,10 +28,14 @@ using Clock = std::chrono::steady_clock;
 
 struct BenchConfig {
   int64_t threads = 0, rounds = 30, tokens = 2048, width = 384;
-  bool bf16 = true, profile = false;
+  bool bf16 = true, profile = false, cpu_time = false;
 };
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double now(bool cpu_time) {
+  if (cpu_time) return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
 
 // Each operator's own time, without that of the operators it calls.
 struct Profile {
@@ -62,7 +69,7 @@ struct Profile {
 
 class Route {
  public:
-  Route(const BenchConfig& bench, const std::vector<std::string>& flags) {
+  Route(const BenchConfig& bench, const std::vector<std::string>& flags) : cpu_time_(bench.cpu_time) {
     rmoe::bind(moe_, rmoe::parse_flags(flags));
     std::vector<rmoe::ParamScope> scopes;
     for (int i = 0; i < 2; ++i) scopes.emplace_back(table_, "layers." + std::to_string(i));
@@ -90,7 +97,7 @@ class Route {
     for (Tensor* state : {&carry_.state_TP, &carry_.cell_TP}) {
       if (state->defined()) state->mutable_grad() = Tensor();
     }
-    const auto start = Clock::now();
+    const double start = now(cpu_time_);
     auto [routing, carry] = pipeline_->route(1, x_TD_, carry_, context_);
     std::vector<Tensor> roots{routing.weights_TK, pipeline_->loss({routing})}, grads{grad_TK_, Tensor()};
     if (carry.state_TP.defined()) {
@@ -98,10 +105,11 @@ class Route {
       grads.push_back(grad_state_);
     }
     torch::autograd::backward(roots, grads);
-    return seconds_since(start);
+    return now(cpu_time_) - start;
   }
 
  private:
+  bool cpu_time_;
   rmoe::MoeConfig moe_;
   rmoe::ParamTable table_{1, at::kFloat};
   std::unique_ptr<rmoe::routing::Pipeline> pipeline_;
@@ -167,7 +175,9 @@ int main(int count, char** words) {
         number("width", bench.width)) {
       continue;
     }
-    if (word == "--profile") {
+    if (word == "--cpu-time") {
+      bench.cpu_time = true;
+    } else if (word == "--profile") {
       bench.profile = true;
     } else if (word == "--fp32") {
       bench.bf16 = false;

@@ -5,7 +5,7 @@
 
 #include "rmoe/ops/torch.h"
 
-namespace rmoe::test {
+namespace rmoe::testing {
 
 // exact: the formula in fp64; plain: the formula in the kernel's dtype; ours: the kernel. Our largest error is at most
 // twice the plain formula's, or within a few units in the last place of the largest value, where that is more.
@@ -21,4 +21,4 @@ inline void expect_as_accurate(const char* what, const Tensor& ours, const Tenso
   EXPECT_FALSE(ours.isnan().any().item<bool>()) << what;
 }
 
-}  // namespace rmoe::test
+}  // namespace rmoe::testing

@@ -39,9 +39,9 @@ StageStep CellStage::step(int64_t layer, const Tensor& x_TD, RouterCarry carry) 
   const StateOptions& state = options_.state;
   RecurrentWeights weights = cells_.at(layer / layers_per_cell_);
   if (options_.project) weights.projection_PD = projections_PD_.at(layer);
-  RecurrentState after = recurrent_stage(
-      cell_, x_TD, {.h_TP = state.arriving(carry.state_TP, layer), .c_TP = state.arriving(carry.cell_TP, layer)},
-      weights);
+  RecurrentState before{.h_TP = state.arriving(carry.state_TP, layer)};
+  if (cell_ == "lstm") before.c_TP = state.arriving(carry.cell_TP, layer);
+  RecurrentState after = recurrent_stage(cell_, x_TD, before, weights);
   carry.state_TP = state.leaving(after.h_TP);
   carry.cell_TP = state.leaving(after.c_TP);
   return {std::move(after.h_TP), std::move(carry)};

@@ -60,13 +60,13 @@ TEST(Adam, IsAsAccurateAsTheFormula) {
       auto plain = some_params(), exact = copy_of(plain, at::kDouble);
       reference_step(plain, options, step);
       reference_step(exact, options, step);
-      test::for_each_isa([&] {
+      testing::for_each_isa([&] {
         const auto ours = some_params();
         adam_step(ours, options, step);
         for (size_t i = 0; i < ours.size(); ++i) {
-          test::expect_as_accurate("value", ours[i].value, plain[i].value, exact[i].value);
-          test::expect_as_accurate("exp_avg", ours[i].exp_avg, plain[i].exp_avg, exact[i].exp_avg);
-          test::expect_as_accurate("exp_avg_sq", ours[i].exp_avg_sq, plain[i].exp_avg_sq, exact[i].exp_avg_sq);
+          testing::expect_as_accurate("value", ours[i].value, plain[i].value, exact[i].value);
+          testing::expect_as_accurate("exp_avg", ours[i].exp_avg, plain[i].exp_avg, exact[i].exp_avg);
+          testing::expect_as_accurate("exp_avg_sq", ours[i].exp_avg_sq, plain[i].exp_avg_sq, exact[i].exp_avg_sq);
         }
       });
     }
@@ -77,7 +77,7 @@ TEST(Adam, NormIsThatOfAllGradientsTogether) {
   const auto grads = grads_of(some_params());
   double squares = 0;
   for (const Tensor& grad : grads) squares += grad.to(at::kDouble).square().sum().item<double>();
-  test::for_each_isa([&] { EXPECT_NEAR(gradient_norm(grads), std::sqrt(squares), 1e-6 * std::sqrt(squares)); });
+  testing::for_each_isa([&] { EXPECT_NEAR(gradient_norm(grads), std::sqrt(squares), 1e-6 * std::sqrt(squares)); });
   EXPECT_EQ(gradient_norm({}), 0);
 }
 
@@ -85,13 +85,13 @@ TEST(Adam, NormSeesWhatIsNotFinite) {
   for (const float value : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
     auto grads = grads_of(some_params());
     grads[14][70000] = value;
-    test::for_each_isa([&] { EXPECT_FALSE(std::isfinite(gradient_norm(grads))); });
+    testing::for_each_isa([&] { EXPECT_FALSE(std::isfinite(gradient_norm(grads))); });
   }
 }
 
 TEST(Adam, OneAndTwoThreadsGiveTheSameBits) {
   const int threads = at::get_num_threads();
-  test::for_each_isa([&] {
+  testing::for_each_isa([&] {
     if (kernels::cpu_isa() == kernels::Isa::kPlain) return;  // torch's own
     const auto one = some_params(), two = some_params();
     at::set_num_threads(1);

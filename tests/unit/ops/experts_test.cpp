@@ -159,9 +159,9 @@ TEST_P(ExpertsOp, IsAsAccurateAsThePlainFormula) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Inputs narrow = in.to(dtype, at::kFloat);
     const auto plain = formula(narrow);
-    test::for_each_isa([&] {
+    testing::for_each_isa([&] {
       const auto ours = run(narrow);
-      for (size_t i = 0; i < ours.size(); ++i) test::expect_as_accurate(kNames[i], ours[i], plain[i], exact[i]);
+      for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(kNames[i], ours[i], plain[i], exact[i]);
       const at::NoGradGuard no_grad;  // nothing is kept
       EXPECT_TRUE(
           at::equal(experts(narrow.x, narrow.ids, narrow.weights, narrow.parameters, narrow.dropout, kKey), ours[0]));
@@ -216,7 +216,7 @@ TEST(Experts, ReadsNarrowParametersAndViews) {
   narrow.weights = masters.weights;
   narrow.x = at::cat({narrow.x, narrow.x}, 1).narrow(1, 32, 32);
   const auto plain = formula(narrow), ours = run(narrow), exact = formula(in);
-  for (size_t i = 0; i < ours.size(); ++i) test::expect_as_accurate(kNames[i], ours[i], plain[i], exact[i]);
+  for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(kNames[i], ours[i], plain[i], exact[i]);
   // These parameters are the masters' numbers.
   EXPECT_TRUE(at::equal(ours[0], run(masters)[0]));
   EXPECT_EQ(ours[3].scalar_type(), at::kBFloat16);

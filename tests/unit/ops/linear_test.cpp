@@ -15,7 +15,7 @@ struct Case {
   bool bias;
 };
 
-class LinearOp : public testing::TestWithParam<Case> {};
+class LinearOp : public ::testing::TestWithParam<Case> {};
 
 // Values and gradients through autograd: of x, w and b.
 std::vector<Tensor> run(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& grad) {
@@ -45,18 +45,18 @@ TEST_P(LinearOp, IsAsAccurateAsThePlainFormula) {
     const Tensor x = at::randn({c.M, c.I}).to(dtype), grad = at::randn({c.M, c.O}).to(dtype);
     const auto exact = formula(x.to(at::kDouble), w.to(at::kDouble), wide_b, grad.to(at::kDouble));
     const auto plain = formula(x, w, b, grad);
-    test::for_each_isa([&] {
+    testing::for_each_isa([&] {
       const auto ours = run(x, w, b, grad);
       ASSERT_EQ(ours.size(), exact.size());
       const char* names[] = {"y", "dx", "dw", "db"};
-      for (size_t i = 0; i < ours.size(); ++i) test::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+      for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
       EXPECT_EQ(ours[2].scalar_type(), at::kFloat);
     });
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LinearOp,
-                         testing::Values(Case{1, 1, 1, true}, Case{0, 5, 3, true}, Case{1, 67, 33, false},
+                         ::testing::Values(Case{1, 1, 1, true}, Case{0, 5, 3, true}, Case{1, 67, 33, false},
                                          Case{3, 31, 352, true}, Case{4, 130, 44, false}, Case{5, 16, 17, true},
                                          Case{37, 45, 51, false}, Case{129, 33, 31, true}, Case{600, 96, 64, true},
                                          Case{1100, 40, 352, false}));
@@ -86,7 +86,7 @@ TEST(LinearOp, ReadsNarrowWeightsAndViews) {
   EXPECT_TRUE(at::allclose(affine(x, w), at::linear(x, w), 1e-5, 1e-5));
   const Tensor narrow = w.to(at::kBFloat16), x16 = x.to(at::kBFloat16);
   const Tensor exact = at::linear(x16.to(at::kDouble), narrow.to(at::kDouble));
-  test::expect_as_accurate("y", affine(x16, narrow), at::linear(x16, narrow), exact);
+  testing::expect_as_accurate("y", affine(x16, narrow), at::linear(x16, narrow), exact);
 }
 
 TEST(LinearOp, RefusesShapesThatDoNotFit) {

@@ -310,6 +310,7 @@ inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const 
   for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int64_t v = 0; v < V; ++v) {
+      // C last: sums of sums, which round less than one long sum.
       float* at = c + r * ldc + v * Vec::kLanes;
       store(at, accumulate ? load(at) + sums[r][v] : sums[r][v]);
     }
@@ -489,17 +490,25 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
   }
 }
 
-// C (+)= A B as above, in fp32, with A[i][k] at a[i * lda + k * a_step]: a_step = 1 or, for a transposed A, lda = 1.
+// C (+)= A B as above, in fp32, with A[i][k] at a[i * lda + k * a_step]: a_step = 1 or, for a transposed A, lda = 1. A
+// long depth is summed in pieces, whose sums are added.
 inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda, int64_t a_step, const float* b,
                              int64_t m, int64_t n, int64_t k, bool accumulate) {
+  constexpr int64_t kPiece = 128;
   for (int64_t j = 0; j < n; j += gemm::kVecs * Vec::kLanes) {
     const float* panel = b + j / kPanel * kPanel * k + j % kPanel;
     for (int64_t i = 0; i < m; i += gemm::kRows) {
       const int64_t rows = std::min(gemm::kRows, m - i);
-      if (n - j > Vec::kLanes) {
-        gemm::tile_rows<2, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
-      } else {
-        gemm::tile_rows<1, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
+      float* block = c + i * ldc + j;
+      for (int64_t at = 0; at < std::max<int64_t>(k, 1); at += kPiece) {
+        const float *rows_of_a = a + i * lda + at * a_step, *rows_of_b = panel + at * kPanel;
+        const int64_t depth = std::min(kPiece, k - at);
+        const bool add = accumulate || at > 0;
+        if (n - j > Vec::kLanes) {
+          gemm::tile_rows<2, gemm::kRows>(rows, block, ldc, rows_of_a, lda, rows_of_b, depth, add, a_step);
+        } else {
+          gemm::tile_rows<1, gemm::kRows>(rows, block, ldc, rows_of_a, lda, rows_of_b, depth, add, a_step);
+        }
       }
     }
   }

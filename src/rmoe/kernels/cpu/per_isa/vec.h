@@ -203,8 +203,9 @@ inline Vec tanh(Vec x) {
   p = fma(p, z, Vec(1.33314422036e-1f));
   p = fma(p, z, Vec(-3.33332819422e-1f));
   const Vec near_zero = fma(p * z, x, x);
-  const Vec far = Vec(1.0f) - Vec(2.0f) / (Vec(1.0f) + exp(x + x));
-  return where_greater(Vec(0.625f), abs(x), near_zero, far);
+  // Of |x|, where the quotient is below 1 and its rounding small.
+  const Vec size = abs(x), far = Vec(1.0f) - Vec(2.0f) / (Vec(1.0f) + exp(size + size));
+  return where_greater(Vec(0.625f), size, near_zero, where_greater(x, Vec(0.0f), far, Vec(0.0f) - far));
 }
 
 inline void stream_fence() { _mm_sfence(); }
