@@ -318,7 +318,7 @@ void expect_conformance(const Flags& flags) {
   expect_weights_sum_to_one(flags, plain);
   expect_same_choice(plain, net.run(batch));
   EXPECT_TRUE(net.run(batch).y_BSD.equal(plain.y_BSD)) << "two runs differ";
-  // Where gradients are cut on purpose, finite differences say something else: see Detach below.
+  // Where gradients are cut on purpose, finite differences say something else: see truncation_test.cpp.
   const bool cut = text(flags).find("detach = true") != std::string::npos ||
                    text(flags).find("gradient_layers") != std::string::npos;
   if (!cut) {
@@ -425,27 +425,6 @@ INSTANTIATE_TEST_SUITE_P(
         Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
         Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
     [](const auto& param_info) { return param_info.param.name; });
-
-// detach and truncation change gradients and nothing else: checked against the formula, not against finite differences.
-TEST(Detach, IsTheGradientOfARunWhoseStatesAreConstants) {
-  const Batch batch = Batch::random(2, 3, 3);
-  Net with(joined(kGru, {"--stage.gradient_layers=1"})), without(kGru);
-  EXPECT_TRUE(with.run(batch).y_BSD.equal(without.run(batch).y_BSD));
-  // The same network in pieces of one layer, with the state handed over as a constant and the hidden state with its
-  // graph.
-  const auto expected = gradients_of(without, [&] {
-    Tensor x = batch.x_BSD;
-    routing::RouterCarry carry;
-    for (int64_t i = 0; i < testing::kLayers; ++i) {
-      auto result = without.run_layers(i, i + 1, batch, x, carry);
-      x = result.y_BSD;
-      carry = {.state_TP = result.carry.state_TP.detach(), .cell_TP = {}, .scores_TN = {}};
-    }
-    net_loss(x).backward();
-  });
-  const auto got = gradients_of(with, [&] { net_loss(with.run(batch).y_BSD).backward(); });
-  testing::expect_same_gradients(with, expected, got, "detached", 1e-12);
-}
 
 // What contradicts is refused, with the reason.
 TEST(Refusals, NameTheReason) {

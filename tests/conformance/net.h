@@ -1,4 +1,5 @@
-// A small network for the conformance suite: three MoE layers between which tokens of a sequence mix causally,
+// A small network for the conformance suite: MoE layers, three if not said otherwise, between which tokens of a
+// sequence mix causally,
 //   x <- x + 0.5 * (mean of x over the positions up to this one);  x <- x + MoE(x)
 // in fp64, with the real pipeline and experts. What a forward pass depends on is all in its arguments.
 #pragma once
@@ -16,10 +17,10 @@ namespace rmoe::testing {
 constexpr int64_t kLayers = 3, kWidth = 6, kExperts = 4, kTopK = 2, kVocab = 11;
 
 // MoE options as flags, e.g. "--stage.kind=gru". Throws what bind throws.
-inline ModelConfig net_config(const std::vector<std::string>& flags) {
+inline ModelConfig net_config(const std::vector<std::string>& flags, int64_t layers = kLayers) {
   ModelConfig config;
   config.vocab_size = kVocab;
-  config.layers = kLayers;
+  config.layers = layers;
   config.width = kWidth;
   config.heads = 1;
   config.moe.experts = kExperts;
@@ -69,8 +70,9 @@ using NetCache = std::vector<Tensor>;
 
 class Net {
  public:
-  explicit Net(const std::vector<std::string>& flags, uint64_t seed = 1, at::ScalarType dtype = at::kDouble)
-      : config(net_config(flags)),
+  explicit Net(const std::vector<std::string>& flags, uint64_t seed = 1, at::ScalarType dtype = at::kDouble,
+               int64_t layers = kLayers)
+      : config(net_config(flags, layers)),
         table(seed, dtype),
         layers_(nn::make_moe_layers(config, nn::ExpertKind::kRelu, ParamScope(table))) {}
 
@@ -78,7 +80,7 @@ class Net {
   routing::Pipeline& pipeline() { return *layers_.pipeline; }
 
   NetResult run(const Batch& batch, const NetOptions& options = {}, NetCache* cache = nullptr) const {
-    return run_layers(0, kLayers, batch, batch.x_BSD, {}, options, cache);
+    return run_layers(0, config.layers, batch, batch.x_BSD, {}, options, cache);
   }
 
   // Layers [begin, end) on x, with the carry of the layers before.
@@ -91,7 +93,7 @@ class Net {
                                   .sequences = batch.tokens_BS.size(0)};
     NetResult result;
     result.carry = std::move(carry);
-    if (cache) cache->resize(kLayers);
+    if (cache) cache->resize(static_cast<size_t>(config.layers));
     for (int64_t i = begin; i < end; ++i) {
       const auto place = static_cast<size_t>(i);
       if (!options.replay_TK.empty()) context.replay_TK = options.replay_TK.at(place);

@@ -211,6 +211,24 @@ TEST_P(EveryRouter, ResumesBitForBitWithItsState) {
   EXPECT_EQ(timeless(dir_.path() / "whole"), timeless(parts));
 }
 
+// The command reads the buffers from the checkpoint and routes by them as the training did.
+TEST_P(EveryRouter, EvaluationInTrainingIsTheCommands) {
+  config_.train.eval.tokens = 0;
+  const fs::path run = dir_.path() / "run";
+  const TrainReport report = train(config_, run, Resume::kNever);
+  EvalCommand command;
+  command.run = run.string();
+  command.threads = 1;
+  const EvalReport again = run_eval(command);
+  ASSERT_TRUE(again.bits_per_character);
+  EXPECT_EQ(*again.bits_per_character, report.valid_bits);
+  EXPECT_EQ(again.checkpoint_step, 12);
+  // Both say whether the number says anything about writing.
+  const bool causal = config_.model.moe.selection.kind() != "expert_choice";
+  EXPECT_EQ(read_json_file(run / "summary.json").at("causal"), causal);
+  EXPECT_EQ(read_json_file(run / "eval" / "valid.json").at("causal"), causal);
+}
+
 TEST_P(EveryRouter, EvaluationAndRecomputationChangeNothing) {
   train(config_, dir_.path() / "plain", Resume::kNever);
   config_.train.eval.every = 1;
@@ -231,6 +249,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         RouterCase{"bias", {"--score.kind=sigmoid", "--balance=[{kind = \"bias\", rate = 0.05}]"}},
         RouterCase{"quantile", {"--stage.kind=gru", "--stage.width=8", "--balance=[{kind = \"quantile\"}]"}},
+        RouterCase{"sinkhorn", {"--stage.kind=gru", "--stage.width=8", "--balance=[{kind = \"sinkhorn\"}]"}},
         RouterCase{"relu_l1",
                    {"--score.kind=relu", "--selection.kind=positive", "--balance=[{kind = \"relu_l1\", weight = 1}]"}},
         RouterCase{"threshold", {"--stage.kind=lstm", "--stage.width=8", "--selection.kind=threshold"}},

@@ -87,9 +87,12 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--seed", c.seed, "same seed, same text")->check(integer(0))->capture_default_str();
   app.add_option("--stop", c.stops, "end before this text; may be given several times")->allow_extra_args(false);
   app.add_option("--checkpoint", c.checkpoint, "newest, best or a step")->capture_default_str();
+  auto dtype = std::make_shared<std::string>();
+  app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--out", options->out, "write the text to this file, not to standard output");
   globals.may_be_empty.insert(prompt);
-  app.callback([options, prompt, &globals] {
+  app.callback([options, dtype, prompt, &globals] {
+    if (!dtype->empty()) options->command.dtype = *dtype == "bf16" ? Precision::kBf16 : Precision::kFp32;
     options->has_prompt = prompt->count() > 0;
     run(*options, globals);
   });

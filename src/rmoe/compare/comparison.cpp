@@ -98,6 +98,7 @@ std::vector<Group> group_runs(std::vector<Run> runs) {
     }
     group.name = common_name(group.runs);
     group.has_stage = group.runs[0].has_stage();
+    group.causal = std::all_of(group.runs.begin(), group.runs.end(), [](const Run& run) { return run.causal; });
   }
   make_names_unique(groups);
   return groups;
@@ -415,8 +416,8 @@ Comparison compare_runs(std::vector<Run> runs, const std::string& split) {
 }
 
 std::string subject(const Comparison& c, const Difference& d) {
-  return str(c.groups[static_cast<size_t>(d.first)].name, " - ", c.groups[static_cast<size_t>(d.second)].name, ", ",
-             c.split == "valid" ? "validation" : "test");
+  return str(c.groups[static_cast<size_t>(d.first)].marked_name(), " - ",
+             c.groups[static_cast<size_t>(d.second)].marked_name(), ", ", c.split == "valid" ? "validation" : "test");
 }
 
 std::string estimate(const Comparison& c, const Difference& d) {
@@ -444,8 +445,14 @@ std::string verdict(const Comparison& c, const Difference& d) {
       break;
   }
   int64_t better = d.interval.mean < 0 ? d.first : d.second;
-  return c.groups[static_cast<size_t>(better)].name + " is better" +
+  return c.groups[static_cast<size_t>(better)].marked_name() + " is better" +
          (c.same_budget ? "" : ", but not at the same budget");
+}
+
+std::string causal_note(const Comparison& c) {
+  if (std::all_of(c.groups.begin(), c.groups.end(), [](const Group& group) { return group.causal; })) return "";
+  return "†: the choice of experts sees tokens to come, or their place in a batch; the quality says nothing about "
+         "writing.";
 }
 
 std::string sentence(const Comparison& c, const Difference& d) {

@@ -15,7 +15,11 @@ namespace rmoe::compare {
 struct Group {
   std::string name;  // unique among the groups
   bool has_stage = false;
+  bool causal = true;  // as Run::causal of all its runs
   std::vector<Run> runs;
+
+  // For a reader, where a note says what the mark means: see causal_note.
+  std::string marked_name() const { return causal ? name : name + " †"; }
 };
 
 // What quality is measured in. Lower is better in both.
@@ -89,6 +93,9 @@ Comparison compare_runs(std::vector<Run> runs, const std::string& split = "");
 std::string subject(const Comparison& comparison, const Difference& difference);
 std::string estimate(const Comparison& comparison, const Difference& difference);
 std::string verdict(const Comparison& comparison, const Difference& difference);
+
+// What the mark of groups that are not causal means; empty where all are.
+std::string causal_note(const Comparison& comparison);
 
 // All three in one line, however long.
 std::string sentence(const Comparison& comparison, const Difference& difference);

@@ -69,7 +69,7 @@ class Page {
 
   std::string marked_name(size_t group) const {
     return str("<span class=\"mark\" style=\"background:", colour(group), "\"></span>",
-               escape_html(c_.groups[group].name));
+               escape_html(c_.groups[group].marked_name()));
   }
 
   const Group& baseline() const { return c_.groups[static_cast<size_t>(c_.baseline)]; }
@@ -90,6 +90,7 @@ class Page {
     put(escape_html(c_.groups[0].runs[0].data_path), c_.same_data ? "" : " and other text");
     put(". Quality is measured in ", c_.unit.label, "; lower is better.</p>\n");
     findings();
+    if (std::string note = causal_note(c_); !note.empty()) put("<p class=\"warning\">", escape_html(note), "</p>\n");
     for (const std::string& warning : c_.warnings) put("<p class=\"warning\">", escape_html(warning), "</p>\n");
   }
 
@@ -112,9 +113,9 @@ class Page {
       std::string kind = d.verdict != Verdict::kDifferent ? verdict(c_, d) : d.interval.mean < 0 ? "better" : "worse";
       auto at = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k.first == kind; });
       if (at == kinds.end()) at = kinds.insert(kinds.end(), {kind, ""});
-      at->second += (at->second.empty() ? "" : " · ") + c_.groups[static_cast<size_t>(d.first)].name;
+      at->second += (at->second.empty() ? "" : " · ") + c_.groups[static_cast<size_t>(d.first)].marked_name();
     }
-    put("<p class=\"finding\">Against ", escape_html(baseline().name), ", ", split_name(), " text",
+    put("<p class=\"finding\">Against ", escape_html(baseline().marked_name()), ", ", split_name(), " text",
         c_.same_budget ? "" : ", not at the same budget", "</p>\n<dl>\n");
     for (const auto& [kind, names] : kinds) {
       put("<dt>", escape_html(kind), "</dt><dd><strong>", escape_html(names), "</strong></dd>\n");
@@ -133,8 +134,8 @@ class Page {
   void table_by_measure() {
     put("<div class=\"scroll\"><table>\n<thead><tr><td></td>");
     for (size_t g = 0; g < c_.groups.size(); ++g) {
-      put("<th scope=\"col\" class=\"n\"><span style=\"border-color:", colour(g), "\">", escape_html(c_.groups[g].name),
-          "</span></th><td></td>");
+      put("<th scope=\"col\" class=\"n\"><span style=\"border-color:", colour(g), "\">",
+          escape_html(c_.groups[g].marked_name()), "</span></th><td></td>");
     }
     put("</tr></thead>\n<tbody>\n<tr><th scope=\"row\">seeds</th>");
     for (const Group& group : c_.groups) cells({str(group.runs.size()), ""});

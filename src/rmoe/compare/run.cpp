@@ -33,6 +33,10 @@ int64_t int_or_zero(const Json& object, const char* key, const std::string& what
   return json_int(object, key, what);
 }
 
+bool bool_or_true(const Json& object, const char* key, const std::string& what) {
+  return !object.contains(key) || json_bool(object, key, what);
+}
+
 std::string text_or_empty(const Json& object, const char* key, const std::string& what) {
   if (!object.contains(key) || object[key].is_null()) return "";
   return json_string(object, key, what);
@@ -71,6 +75,7 @@ Evaluation parse_evaluation(const Json& json, const std::string& what) {
   e.bits_per_character = optional_double(json, "bits_per_character", what);
   e.perplexity = optional_double(json, "perplexity", what);
   e.word_perplexity = optional_double(json, "word_perplexity", what);
+  e.causal = bool_or_true(json, "causal", what);
   e.load_imbalance = optional_double(json, "load_imbalance", what);
   e.dead_experts = optional_double(json, "dead_experts", what);
   e.gate_entropy = optional_double(json, "gate_entropy", what);
@@ -169,6 +174,8 @@ Run read_run(const std::string& given) {
   flatten(parse_toml_file(folder / "config.toml"), "", run.config);
   run.valid = read_evaluation(folder, "valid");
   run.test = read_evaluation(folder, "test");
+  run.causal =
+      bool_or_true(json, "causal", what) && (!run.valid || run.valid->causal) && (!run.test || run.test->causal);
   return run;
 }
 

@@ -21,6 +21,7 @@ struct Evaluation {
   std::optional<double> bits_per_character;
   std::optional<double> perplexity;  // per token
   std::optional<double> word_perplexity;
+  bool causal = true;                    // see Run::causal
   std::optional<double> load_imbalance;  // largest over mean share of an expert, averaged over layers
   std::optional<double> dead_experts;
   std::optional<double> gate_entropy;                // nats
@@ -38,6 +39,9 @@ struct Run {
   std::string group;  // equal for runs that differ in seed and place only; opaque
   int64_t seed = 0;
   std::string family, stage, router, dtype, stop;
+  // False: by the summary or an evaluation, the choice of experts for a token depends on tokens to come or on its place
+  // in a batch.
+  bool causal = true;
   int64_t params = 0;
   int64_t active_params = 0;
   int64_t steps = 0;

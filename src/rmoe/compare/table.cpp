@@ -104,7 +104,7 @@ std::string render(const Grid& grid) {
 // Groups as columns.
 Grid by_measure(const Comparison& c) {
   Grid grid;
-  for (const Group& group : c.groups) grid.headings.push_back(group.name);
+  for (const Group& group : c.groups) grid.headings.push_back(group.marked_name());
   grid.labels.push_back("seeds");
   grid.rows.emplace_back();
   for (const Group& group : c.groups) grid.rows.back().push_back({str(group.runs.size()), ""});
@@ -123,7 +123,7 @@ Grid by_group(const Comparison& c, const std::vector<const Measure*>& measures) 
   if (with_seeds) grid.headings.push_back("seeds");
   for (const Measure* m : measures) grid.headings.push_back(m->short_label);
   for (size_t g = 0; g < c.groups.size(); ++g) {
-    grid.labels.push_back(shorten(c.groups[g].name, 28));
+    grid.labels.push_back(shorten(c.groups[g].name, 28) + (c.groups[g].causal ? "" : " †"));
     grid.rows.emplace_back();
     if (with_seeds) grid.rows.back().push_back({str(c.groups[g].runs.size()), ""});
     for (const Measure* m : measures) grid.rows.back().push_back(cell(*m, m->groups[g]));
@@ -241,6 +241,7 @@ std::string to_text(const Comparison& c, int64_t width) {
   Grid wide = by_measure(c);
   std::string out = static_cast<int64_t>(total_width(wide)) <= width ? render(wide) : tables_by_group(c, width);
   out += str(kSpreadNote, "\n");
+  if (std::string note = causal_note(c); !note.empty()) out += wrap(note, width, "", "  ");
   if (!c.differences.empty()) {
     out += str("\n", heading(c), "\n");
     for (const Difference& d : c.differences) out += wrap(sentence(c, d), width, "  ", "    ");
@@ -268,6 +269,7 @@ std::string to_markdown(const Comparison& c) {
     out += "\n";
   }
   out += str("\n", kSpreadNote, "\n");
+  if (std::string note = causal_note(c); !note.empty()) out += str("\n", note, "\n");
   if (!c.differences.empty()) {
     out += str("\n", heading(c), ":\n\n");
     for (const Difference& d : c.differences) out += str("- ", escape_markdown(sentence(c, d)), "\n");
@@ -282,7 +284,7 @@ std::string to_markdown(const Comparison& c) {
 std::string to_csv(const Comparison& c) {
   std::string out = "group,seeds";
   for (const Measure& m : c.measures) out += str(",", m.key, m.spread ? str(",", m.key, "_deviation") : "");
-  out += ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high\n";
+  out += ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high,causal\n";
   for (size_t g = 0; g < c.groups.size(); ++g) {
     out += str(csv_field(c.groups[g].name), ",", c.groups[g].runs.size());
     for (const Measure& m : c.measures) {
@@ -291,12 +293,13 @@ std::string to_csv(const Comparison& c) {
     auto d = std::find_if(c.differences.begin(), c.differences.end(),
                           [&](const Difference& x) { return x.first == static_cast<int64_t>(g); });
     if (d == c.differences.end()) {
-      out += ",,,,,,\n";
-      continue;
+      out += ",,,,,,";
+    } else {
+      out += str(",", csv_field(c.groups[static_cast<size_t>(d->second)].name), ",", c.split, "_", c.unit.key, ",",
+                 d->values.size(), ",", exact(d->interval.mean), ",", exact(d->interval.low), ",",
+                 exact(d->interval.high));
     }
-    out += str(",", csv_field(c.groups[static_cast<size_t>(d->second)].name), ",", c.split, "_", c.unit.key, ",",
-               d->values.size(), ",", exact(d->interval.mean), ",", exact(d->interval.low), ",",
-               exact(d->interval.high), "\n");
+    out += c.groups[g].causal ? ",true\n" : ",false\n";
   }
   return out;
 }
@@ -310,6 +313,7 @@ Json to_json(const Comparison& c) {
     Json entry;
     entry["name"] = group.name;
     entry["recurrent_stage"] = group.has_stage;
+    entry["causal"] = group.causal;
     entry["runs"] = Json::array();
     for (const Run& run : group.runs) {
       entry["runs"].push_back(

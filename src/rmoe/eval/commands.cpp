@@ -45,7 +45,12 @@ SplitFile find_data(const LoadedRun& run, const EvalCommand& command) {
   return {data, split, data.extension() == ".tok" && same_file(data, trained_on / (split + ".tok"))};
 }
 
-at::ScalarType torch_type(Precision precision) { return precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat; }
+// The dtype to compute in, `wish` or else the run's; the run's weights are then kept for it.
+at::ScalarType compute_in(LoadedRun& run, std::optional<Precision> wish) {
+  if (wish.value_or(run.config.train.dtype) != Precision::kBf16) return at::kFloat;
+  store_weights_as(run.params, at::kBFloat16);
+  return at::kBFloat16;
+}
 
 std::string progress_line(const EvalResult& so_far, int64_t total, const std::string& split,
                           const data::TokenHeader& header) {
@@ -88,6 +93,7 @@ Json EvalReport::json() const {
               {"bits_per_character", or_null(bits_per_character)},
               {"perplexity", perplexity},
               {"word_perplexity", or_null(word_perplexity)},
+              {"causal", causal},
               {"load_imbalance", or_null(load_imbalance)},
               {"dead_experts", dead_experts},
               {"gate_entropy", or_null(gate_entropy)},
@@ -98,13 +104,16 @@ Json EvalReport::json() const {
 
 EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
-  const LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  const at::ScalarType dtype = compute_in(run, command.dtype);
   const SplitFile data = find_data(run, command);
   if (!fs::exists(data.path)) io_error(data.path.string(), ": no such token file");
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 
-  if (!run.model->routing().causal()) {
+  EvalReport report;
+  report.causal = run.model->routing().causal();
+  if (!report.causal) {
     log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
              "' sees tokens to come, or their place in a batch: the result says nothing about writing");
   }
@@ -113,13 +122,12 @@ EvalReport run_eval(const EvalCommand& command) {
                                      {.block = command.block > 0 ? command.block : run.config.train.block,
                                       .batch = command.batch,
                                       .max_tokens = command.tokens,
-                                      .dtype = torch_type(command.dtype.value_or(run.config.train.dtype)),
+                                      .dtype = dtype,
                                       .progress = [&](const EvalResult& so_far, int64_t total) {
                                         if (progress.due())
                                           progress.update(progress_line(so_far, total, data.split, tokens.header()));
                                       }});
 
-  EvalReport report;
   report.run = command.run;
   report.split = data.split;
   report.data = data.path.string();
@@ -151,13 +159,15 @@ EvalReport run_eval(const EvalCommand& command) {
 GenerateReport run_generate(const GenerateCommand& command, const std::function<bool(std::string_view)>& on_text) {
   command.sampling.validate();
   configure_runtime(command.threads);
-  const LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  const at::ScalarType dtype = compute_in(run, command.dtype);
   const GeneratedText generated = generate_text(*run.model, *run.tokenizer, command.prompt,
                                                 {.max_new = command.tokens,
                                                  .temperature = command.sampling.temperature,
                                                  .top_k = command.sampling.top_k,
                                                  .top_p = command.sampling.top_p,
                                                  .seed = static_cast<uint64_t>(command.seed),
+                                                 .dtype = dtype,
                                                  .stops = command.stops},
                                                 on_text);
   GenerateReport report;

@@ -34,7 +34,8 @@ struct EvalReport {
   int64_t characters = 0, words = 0;  // that fall on them; 0: unknown
   double nats = 0;
   std::optional<double> bits_per_character, word_perplexity;
-  double perplexity = 0;                               // per token
+  double perplexity = 0;  // per token
+  bool causal = true;     // false: the routing saw tokens to come, so that the result says nothing about writing
   std::optional<double> load_imbalance, gate_entropy;  // none without MoE layers
   int64_t dead_experts = 0, experts = 0;               // of all MoE layers
   std::vector<std::vector<double>> expert_fraction;    // [MoE layer][N], rows sum to 1
@@ -53,6 +54,7 @@ struct GenerateCommand {
   std::string run;
   std::string prompt;
   std::string checkpoint = "newest";
+  std::optional<Precision> dtype;  // default: the run's
   int64_t tokens = 200;
   SamplingOptions sampling;
   int64_t seed = 1;

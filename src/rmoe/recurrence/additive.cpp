@@ -55,8 +55,8 @@ class AdditiveStage : public Stage {
 
   StageStep step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const override {
     const Layer& l = layers_.at(layer);
-    const auto dtype = x_TD.scalar_type();
-    Tensor r_TP = l.down(x_TD);
+    Tensor r_TP = l.down(at_least_fp32(x_TD));
+    const auto dtype = r_TP.scalar_type();
     if (const Tensor before_TP = options_.state.arriving(carry.state_TP, layer); before_TP.defined()) {
       RMOE_CHECK(l.scale_P.defined(), "additive: the carry must be empty at the first MoE layer");
       r_TP = at::addcmul(r_TP, before_TP, l.scale_P.to(dtype));

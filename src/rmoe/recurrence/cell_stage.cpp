@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
-#include "rmoe/ops/affine.h"
-
 namespace rmoe::routing {
 
 CellStage::CellStage(const Options& options, const StageShape& s, const ParamScope& shared,
-                     const std::vector<ParamScope>& layers, const std::vector<std::string>& gates)
-    : options_(options) {
+                     const std::vector<ParamScope>& layers, std::string cell, const std::vector<std::string>& gates)
+    : options_(options), cell_(std::move(cell)) {
   const auto count = static_cast<int64_t>(layers.size()), G = static_cast<int64_t>(gates.size());
   const int64_t P = options.state.width, I = options.project ? P : s.model_width;
   if (options.project) {
@@ -29,7 +27,8 @@ CellStage::CellStage(const Options& options, const StageShape& s, const ParamSco
       return scope.add(kind + side + "h", std::move(shape), matrix_init(P, 0),
                        {.uses = uses, .matmul = matrix, .stored = std::move(parts)});
     };
-    cells_.push_back({.ih = add("weight_", "i", {G * P, I}),
+    cells_.push_back({.projection_PD = {},
+                      .ih = add("weight_", "i", {G * P, I}),
                       .hh = add("weight_", "h", {G * P, P}),
                       .b_ih = add("bias_", "i", {G * P}),
                       .b_hh = add("bias_", "h", {G * P})});
@@ -38,17 +37,14 @@ CellStage::CellStage(const Options& options, const StageShape& s, const ParamSco
 
 StageStep CellStage::step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const {
   const StateOptions& state = options_.state;
-  const Tensor x_TI = options_.project ? affine(x_TD, projections_PD_.at(layer)) : x_TD;
-  const State before{.h_TP = state.arriving(carry.state_TP, layer), .c_TP = state.arriving(carry.cell_TP, layer)};
-  State after = advance(x_TI, before, cells_.at(layer / layers_per_cell_));
+  RecurrentWeights weights = cells_.at(layer / layers_per_cell_);
+  if (options_.project) weights.projection_PD = projections_PD_.at(layer);
+  RecurrentState after = recurrent_stage(
+      cell_, x_TD, {.h_TP = state.arriving(carry.state_TP, layer), .c_TP = state.arriving(carry.cell_TP, layer)},
+      weights);
   carry.state_TP = state.leaving(after.h_TP);
   carry.cell_TP = state.leaving(after.c_TP);
   return {std::move(after.h_TP), std::move(carry)};
-}
-
-Tensor CellStage::gates(const Tensor& x_TI, const Tensor& h_TP, const Weights& w) {
-  const Tensor read_TG = affine(x_TI, w.ih, w.b_ih + w.b_hh);
-  return h_TP.defined() ? read_TG + affine(h_TP, w.hh) : read_TG;
 }
 
 }  // namespace rmoe::routing

@@ -1,7 +1,8 @@
 // The stages made of a recurrent cell (reference, section 1): h_i = Cell(Proj_i(x_i), h_{i-1}), with a projection of
-// its own in each layer and one cell for all of them. A cell is a file of its own: its gates and its equations.
+// its own in each layer and one cell for all of them. A cell is a file of its own; the op recurrent_stage computes it.
 #pragma once
 
+#include "rmoe/ops/recurrent_stage.h"
 #include "rmoe/recurrence/state.h"
 #include "rmoe/routing/router.h"
 
@@ -30,31 +31,17 @@ class CellStage : public Stage {
   StageStep step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const override;
 
  protected:
-  struct State {
-    Tensor h_TP;
-    Tensor c_TP = {};  // of cells that have one
-  };
-  // G gates one below the other: what reads the input of width I, and what reads h.
-  struct Weights {
-    Tensor ih, hh;      // [GP, I], [GP, P]
-    Tensor b_ih, b_hh;  // [GP]
-  };
-
-  // `gates`: their letters in the public names (weight_ir, weight_hr, ...), in the order in which they are packed.
+  // `cell`: of the op recurrent_stage. `gates`: their letters in the public names (weight_ir, weight_hr, ...), in the
+  // order in which they are packed.
   CellStage(const Options& options, const StageShape& s, const ParamScope& shared,
-            const std::vector<ParamScope>& layers, const std::vector<std::string>& gates);
-
-  // W x + b + U h + b', [T, GP]. h may be undefined.
-  static Tensor gates(const Tensor& x_TI, const Tensor& h_TP, const Weights& w);
+            const std::vector<ParamScope>& layers, std::string cell, const std::vector<std::string>& gates);
 
  private:
-  // The cell's equations. What is undefined in `before` means zero.
-  virtual State advance(const Tensor& x_TI, const State& before, const Weights& w) const = 0;
-
   Options options_;
+  std::string cell_;
   int64_t layers_per_cell_;
-  std::vector<Tensor> projections_PD_;  // per MoE layer; empty for S-proj
-  std::vector<Weights> cells_;
+  std::vector<Tensor> projections_PD_;   // per MoE layer; empty for S-proj
+  std::vector<RecurrentWeights> cells_;  // without their projection
 };
 
 }  // namespace rmoe::routing

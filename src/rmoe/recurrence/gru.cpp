@@ -1,5 +1,4 @@
 // RMoE's stage (reference, section 1): h_i = GRU(Proj_i(x_i), h_{i-1}), the equations of torch.nn.GRUCell.
-#include "rmoe/ops/gru_cell.h"
 #include "rmoe/recurrence/cell_stage.h"
 
 namespace rmoe::routing {
@@ -8,12 +7,7 @@ namespace {
 class GruStage : public CellStage {
  public:
   GruStage(const Options& options, const StageShape& s, const ParamScope& shared, const std::vector<ParamScope>& layers)
-      : CellStage(options, s, shared, layers, {"r", "z", "n"}) {}
-
- private:
-  State advance(const Tensor& x_TI, const State& before, const Weights& w) const override {
-    return {.h_TP = gru_cell(x_TI, before.h_TP, w.ih, w.hh, w.b_ih, w.b_hh)};
-  }
+      : CellStage(options, s, shared, layers, "gru", {"r", "z", "n"}) {}
 };
 
 }  // namespace

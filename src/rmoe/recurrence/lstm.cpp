@@ -10,15 +10,7 @@ class LstmStage : public CellStage {
  public:
   LstmStage(const Options& options, const StageShape& s, const ParamScope& shared,
             const std::vector<ParamScope>& layers)
-      : CellStage(options, s, shared, layers, {"i", "f", "g", "o"}) {}
-
- private:
-  State advance(const Tensor& x_TI, const State& before, const Weights& w) const override {
-    const auto gate = gates(x_TI, before.h_TP, w).chunk(4, 1);
-    Tensor c_TP = gate[0].sigmoid() * gate[2].tanh();
-    if (before.c_TP.defined()) c_TP = at::addcmul(c_TP, gate[1].sigmoid(), before.c_TP);
-    return {.h_TP = gate[3].sigmoid() * c_TP.tanh(), .c_TP = c_TP};
-  }
+      : CellStage(options, s, shared, layers, "lstm", {"i", "f", "g", "o"}) {}
 };
 
 }  // namespace

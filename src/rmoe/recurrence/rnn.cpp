@@ -8,12 +8,7 @@ class RnnStage : public CellStage {
  public:
   // The public layout calls the only gate n.
   RnnStage(const Options& options, const StageShape& s, const ParamScope& shared, const std::vector<ParamScope>& layers)
-      : CellStage(options, s, shared, layers, {"n"}) {}
-
- private:
-  State advance(const Tensor& x_TI, const State& before, const Weights& w) const override {
-    return {.h_TP = gates(x_TI, before.h_TP, w).tanh()};
-  }
+      : CellStage(options, s, shared, layers, "rnn", {"n"}) {}
 };
 
 }  // namespace

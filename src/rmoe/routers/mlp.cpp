@@ -20,9 +20,14 @@ class MlpRouter : public Router {
     gate_ = add_layer(scope, "gate.2", s.experts, options.width, s.init_deviation, traits);
   }
 
-  Tensor score(const RouterInput& in) const override { return gate_(at::gelu(hidden_(in.feature_TR))); }
+  Tensor score(const RouterInput& in) const override { return gate_(hidden(in)); }
+  std::optional<LinearGate> linear_gate(const RouterInput& in) const override {
+    return LinearGate{hidden(in), gate_.weight_OI, gate_.bias_O};
+  }
 
  private:
+  Tensor hidden(const RouterInput& in) const { return at::gelu(hidden_(at_least_fp32(in.feature_TR))); }
+
   Linear hidden_, gate_;
 };
 

@@ -16,6 +16,9 @@ class RandomRouter : public Router {
       : gate_(add_gate(s, scope, options.bias, {.uses = static_cast<double>(s.uses), .trainable = false})) {}
 
   Tensor score(const RouterInput& in) const override { return gate_(in.feature_TR); }
+  std::optional<LinearGate> linear_gate(const RouterInput& in) const override {
+    return LinearGate{in.feature_TR, gate_.weight_OI, gate_.bias_O};
+  }
 
  private:
   Linear gate_;

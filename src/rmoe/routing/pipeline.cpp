@@ -5,6 +5,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/gate.h"
 
 namespace rmoe::routing {
 namespace {
@@ -60,7 +61,6 @@ Pipeline::Pipeline(const MoeConfig& config, const PipelineShape& shape, const Pa
                   .selection = config.selection.kind(),
                   .recurrent = stage_->recurrent(),
                   .distribution = score_->distribution(),
-                  .bounded = score_->bounded(),
                   .sparse = score_->sparse()};
   if (!layers_.empty()) {
     combination_.reads_feature = layers_[0].head->reads_feature();
@@ -129,8 +129,54 @@ void Pipeline::check() const {
 }
 
 RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const {
+  auto [feature_TR, next] = stage_->step(layer, x_TD, std::move(carry));
+  std::optional<Routing> gated = route_by_gate(layer, feature_TR, next, context);
+  Routing r = gated ? std::move(*gated) : route_by_parts(layer, at_least_fp32(feature_TR), next, context);
+  r.chosen_TK = r.ids_TK;
+  r.chosen_N = r.counts_N;
+  if (capacity_ > 0 && context.training) {
+    // As in the paper's large runs: the weights of the rows that stay are those before anything was dropped.
+    const auto rows = static_cast<double>(r.chosen_N.sum().item<int64_t>());
+    const auto capacity = static_cast<int64_t>(std::ceil(capacity_ * rows / static_cast<double>(experts_)));
+    r.dropped = drop_beyond(capacity, experts_, r.scores_TN.detach(), r.ids_TK);
+    r.weights_TK = r.weights_TK.masked_fill(r.ids_TK.lt(0), 0);
+    r.full = false;
+    r.counts_N = count(r);
+  }
+  return {std::move(r), std::move(next)};
+}
+
+Tensor Pipeline::count(const Routing& r) const {
+  if (r.full) return at::bincount(r.ids_TK.flatten(), {}, experts_);
+  return at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
+}
+
+std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feature_TR, RouterCarry& carry,
+                                               const RouteContext& context) const {
   const Layer& l = layers_.at(static_cast<size_t>(layer));
-  auto [feature_TR, next] = stage_->step(layer, at_least_fp32(x_TD), std::move(carry));
+  const auto softmax = score_->softmax();
+  const int64_t top_k = l.selection->best();
+  // fp64 is for the parts' formulas, one by one: what everything is tested against.
+  if (feature_TR.scalar_type() == at::kDouble || softmax == ScoreFunction::Softmax::kNo || top_k == 0) return {};
+  if (!l.transforms.empty() || context.replay_TK.defined() || context.valid_T.defined()) return {};
+  if (std::any_of(balances_.begin(), balances_.end(), [](const auto& b) { return b->steers(); })) return {};
+  const auto head = l.head->linear_gate({.feature_TR = feature_TR, .context = context});
+  if (!head) return {};
+  Gated g = gate(head->feature_TR, head->weight_NR, head->bias_N, top_k, softmax == ScoreFunction::Softmax::kShares);
+  carry.scores_TN.clear();
+  Routing r;
+  r.sequences = context.sequences;
+  r.ids_TK = std::move(g.ids_TK);
+  r.weights_TK = std::move(g.weights_TK);
+  r.logits_TN = std::move(g.logits_TN);
+  r.scores_TN = r.probs_TN = std::move(g.probs_TN);
+  r.counts_N = std::move(g.counts_N);
+  return r;
+}
+
+Routing Pipeline::route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& carry,
+                                 const RouteContext& context) const {
+  const Layer& l = layers_.at(static_cast<size_t>(layer));
   const auto own = [&](size_t j) {  // every transform draws from a stream of its own
     RouteContext noise = context;
     noise.key = context.key.at(j);
@@ -138,11 +184,11 @@ RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry
   };
   for (size_t j = 0; j < l.transforms.size(); ++j) feature_TR = l.transforms[j]->feature(feature_TR, own(j));
   RouterOutput out = l.head->route({.feature_TR = feature_TR, .context = context});
-  next.scores_TN.resize(l.transforms.size());
+  carry.scores_TN.resize(l.transforms.size());
   for (size_t j = 0; j < l.transforms.size(); ++j) {
-    auto step = l.transforms[j]->logits(out.logits_TN, feature_TR, next.scores_TN[j], own(j));
+    auto step = l.transforms[j]->logits(out.logits_TN, feature_TR, carry.scores_TN[j], own(j));
     out.logits_TN = std::move(step.logits_TN);
-    next.scores_TN[j] = std::move(step.carried_TN);
+    carry.scores_TN[j] = std::move(step.carried_TN);
   }
 
   Routing r;
@@ -174,22 +220,8 @@ RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry
     r.full = false;
   }
   r.weights_TK = score_->weights(r.logits_TN, r.scores_TN, r.ids_TK, r.full);
-  const auto count = [&] {
-    return r.full ? at::bincount(r.ids_TK.flatten(), {}, experts_)
-                  : at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
-  };
-  r.chosen_TK = r.ids_TK;
-  r.counts_N = r.chosen_N = count();
-  if (capacity_ > 0 && context.training) {
-    // As in the paper's large runs: the weights of the rows that stay are those before anything was dropped.
-    const auto rows = static_cast<double>(r.chosen_N.sum().item<int64_t>());
-    const auto capacity = static_cast<int64_t>(std::ceil(capacity_ * rows / static_cast<double>(experts_)));
-    r.dropped = drop_beyond(capacity, experts_, scores, r.ids_TK);
-    r.weights_TK = r.weights_TK.masked_fill(r.ids_TK.lt(0), 0);
-    r.full = false;
-    r.counts_N = count();
-  }
-  return {std::move(r), std::move(next)};
+  r.counts_N = count(r);
+  return r;
 }
 
 Tensor Pipeline::loss(const RoutingTrace& trace, const BatchCounts* batch) const {

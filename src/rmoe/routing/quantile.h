@@ -1,5 +1,9 @@
-// Quantiles of scores in [0, 1], per expert, from integer histograms: these add up exactly over micro-batches and
-// processes, where the quantiles themselves would not.
+// Quantiles of scores, per expert, from integer histograms: these add up exactly over micro-batches and processes,
+// where the quantiles themselves would not.
+//
+// Bins are logarithmic, so that a quantile is as exact among hundreds of experts, whose softmax scores are small, as
+// among few: each power of two from 2^-24 to 2^8 is cut into 128 equal parts, at most 0.8 % wide. The first bin takes
+// what is smaller, zeros among it, and the last what is larger.
 #pragma once
 
 #include <string_view>
@@ -9,9 +13,12 @@
 
 namespace rmoe::routing {
 
-inline constexpr int64_t kQuantileBins = 1024;
+inline constexpr int64_t kQuantileBins = 1 + 32 * 128;
 
-// int64 [N, bins]: in which of the equal parts of [0, 1] the scores of the tokens that count lie.
+// Lower edges of the bins and, last, the upper edge of the last one; fp32 [bins + 1].
+Tensor quantile_edges();
+
+// int64 [N, bins]: in which bins the scores of the tokens that count lie. Scores are not negative.
 Tensor score_histogram(const Routing& routing);
 
 // The value that a share `level` of each row's scores lies below, interpolated inside its bin; fp32 [N]. 0 for a row

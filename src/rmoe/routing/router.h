@@ -42,7 +42,6 @@ struct Combination {
   bool recurrent = false;     // a recurrent stage stands in front, whether it hands its state on or not
   bool reads_feature = true;  // the head reads the stage's feature
   bool distribution = false;  // the scores of a token sum to 1
-  bool bounded = false;       // every score lies in [0, 1]
   bool sparse = false;        // scores may be exactly 0: only positive ones count
   bool ranks = false;         // the selection takes each token's best scores, so that adding to a score steers it
   bool own_ranking = false;   // the head may rank by more than its logits, which nothing else may steer
@@ -92,8 +91,8 @@ class Stage {
   virtual int64_t feature_width() const = 0;
   // False for the stage that hands x through: heads name their weights after it, as the public layout does.
   virtual bool recurrent() const = 0;
-  // x_TD in fp32 or fp64. `layer` counts MoE layers only. Differentiable in x and in the carry. Changes nothing in the
-  // carry but what belongs to the stage.
+  // x_TD in the model's dtype; the feature is in fp32 at least, or x itself. `layer` counts MoE layers only.
+  // Differentiable in x and in the carry. Changes nothing in the carry but what belongs to the stage.
   virtual StageStep step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const = 0;
 };
 
@@ -126,11 +125,20 @@ struct RouterOutput {
   Tensor loss = {};        // scalar, weighted; undefined: none
 };
 
-// A head: logits of N experts from the feature, differentiable. A head overrides score(), or route() when it needs more
-// than logits.
+// Logits that are a linear map of a feature, W f + b.
+struct LinearGate {
+  Tensor feature_TR, weight_NR;
+  Tensor bias_N = {};  // undefined: none
+};
+
+// A head: logits of N experts from the feature, in fp32 at least, differentiable. A head overrides score(), or route()
+// when it needs more than logits.
 class Router : public Adaptive {
  public:
   virtual Tensor score(const RouterInput& in) const = 0;  // -> logits_TN
+  // The same logits where they are a linear map, so that what follows can be computed with them; the feature may come in
+  // the model's dtype. Heads that override route() give none.
+  virtual std::optional<LinearGate> linear_gate(const RouterInput&) const { return {}; }
   virtual RouterOutput route(const RouterInput& in) const { return {.logits_TN = score(in)}; }
   virtual bool reads_feature() const { return true; }
   virtual bool own_ranking() const { return false; }  // route() may give a ranking_TN
@@ -159,8 +167,10 @@ class ScoreFunction {
   // Of the chosen ids, 0 where an id is -1. `full`: none is.
   virtual Tensor weights(const Tensor& logits_TN, const Tensor& scores_TN, const Tensor& ids_TK, bool full) const = 0;
   virtual bool normalized() const = 0;  // a token's weights sum to 1
+  // Whether the scores are softmax(logits) and the weights those of the chosen, as they are or divided by their sum.
+  enum class Softmax { kNo, kWeights, kShares };
+  virtual Softmax softmax() const { return Softmax::kNo; }
   virtual bool distribution() const { return false; }
-  virtual bool bounded() const { return false; }
   virtual bool sparse() const { return false; }
 };
 
@@ -178,6 +188,8 @@ class Selection : public Adaptive {
     bool full = true;  // no slot is unused
   };
   virtual Choice select(const SelectionInput& in) const = 0;
+  // K where the choice is the K best by rank, of equal ones the lower ids, and nothing else; 0: it is not.
+  virtual int64_t best() const { return 0; }
   virtual bool ranks() const { return false; }          // see Combination
   virtual bool fixed_k() const { return true; }         // see Combination
   virtual bool per_token() const { return true; }       // see Combination

@@ -27,11 +27,11 @@ class SoftmaxSelected : public ScoreFunction {
     return shares_of_chosen(at_chosen(logits_TN, ids_TK, full), ids_TK, full);
   }
   bool normalized() const override { return true; }
+  Softmax softmax() const override { return Softmax::kShares; }
   bool distribution() const override { return true; }
-  bool bounded() const override { return true; }
 };
 
-class Softmax : public ScoreFunction {
+class SoftmaxOfAll : public ScoreFunction {
  public:
   Tensor scores(const Tensor& logits_TN) const override { return logits_TN.softmax(-1); }
   Tensor probs(const Tensor&, const Tensor& scores_TN) const override { return scores_TN; }
@@ -39,8 +39,8 @@ class Softmax : public ScoreFunction {
     return at_chosen(scores_TN, ids_TK, full);
   }
   bool normalized() const override { return false; }
+  Softmax softmax() const override { return Softmax::kWeights; }
   bool distribution() const override { return true; }
-  bool bounded() const override { return true; }
 };
 
 // Each expert's positive score on its own, s_n = exp(log_scores(logit_n)). Weights: s times scale, divided by the sum
@@ -79,7 +79,6 @@ class IndependentScore : public ScoreFunction {
 class Sigmoid : public IndependentScore {
  public:
   using IndependentScore::IndependentScore;
-  bool bounded() const override { return true; }
 
  protected:
   Tensor log_scores(const Tensor& logits) const override { return at::log_sigmoid(logits); }
@@ -116,7 +115,7 @@ class Relu : public ScoreFunction {
 
 RMOE_REGISTER(ScoreRegistry, "softmax_selected", SoftmaxSelected,
               "softmax over all experts; weights: softmax over the chosen logits (Mixtral)");
-RMOE_REGISTER(ScoreRegistry, "softmax", Softmax,
+RMOE_REGISTER(ScoreRegistry, "softmax", SoftmaxOfAll,
               "softmax over all experts; weights: the probabilities as they are (Switch; Fedus et al. 2021)");
 RMOE_REGISTER(ScoreRegistry, "sigmoid", Sigmoid, "each expert's sigmoid; weights: their shares (DeepSeek-V3)");
 RMOE_REGISTER(ScoreRegistry, "sqrt_softplus", SqrtSoftplus,

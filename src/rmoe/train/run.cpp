@@ -336,6 +336,7 @@ class Run {
         {"family", enum_name(config_.model.family)},
         {"stage", moe.stage.kind()},
         {"router", moe.router.kind()},
+        {"causal", trainer_.model().routing().causal()},
         {"dtype", enum_name(config_.train.dtype)},
         {"params", size_.params},
         {"active_params", size_.active_params},

@@ -95,6 +95,16 @@ TEST_F(Report, EscapesEverythingThatRunsCanHold) {
   EXPECT_EQ(html.find("uid="), std::string::npos);  // gnuplot would run what stands in backquotes
 }
 
+TEST_F(Report, MarksGroupsThatAreNotCausalAndSaysWhatThatMeans) {
+  std::vector<FakeRun> fakes = two_by_two();
+  EXPECT_EQ(count(page(comparison(fakes)), "†"), 0);
+  for (FakeRun& fake : fakes) fake.causal = fake.name == "SMoE";
+  const std::string html = page(comparison(fakes));
+  EXPECT_NE(html.find(">RMoE †</span></th>"), std::string::npos);
+  EXPECT_EQ(html.find("SMoE †"), std::string::npos);
+  EXPECT_NE(html.find("<p class=\"warning\">†: the choice of experts sees tokens to come"), std::string::npos);
+}
+
 TEST_F(Report, SaysThatOneSeedDecidesNothing) {
   std::vector<FakeRun> fakes = two_by_two();
   fakes.resize(2);

@@ -35,6 +35,7 @@ struct FakeRun {
   std::string stop = "steps";
   bool finished = true;
   bool word_level = false;
+  bool causal = true;
   std::string sample = "In the beginning <b>&";
 
   int64_t tokens() const { return steps * batch_tokens; }
@@ -70,6 +71,7 @@ inline Json evaluation_json(const FakeRun& run, const std::string& split, double
           {"bits_per_character", quality},
           {"perplexity", std::exp2(quality)},
           {"word_perplexity", std::exp2(quality * 5)},
+          {"causal", run.causal},
           {"load_imbalance", run.load_imbalance},
           {"dead_experts", run.dead_experts},
           {"gate_entropy", run.gate_entropy},
@@ -134,6 +136,7 @@ inline std::string write_run(const std::filesystem::path& folder, const FakeRun&
       {"machine", {{"cpu", run.cpu}, {"threads", 2}}},
       {"stage", run.stage},
       {"router", run.router},
+      {"causal", run.causal},
       {"dtype", "bf16"},
       {"batch_tokens", run.batch_tokens},
       {"stop", run.stop}};

@@ -83,6 +83,20 @@ TEST(ReadRun, TakesNullAndMissingNumbersAsUnknown) {
   EXPECT_TRUE(std::isnan(curves.train[0].loss));
 }
 
+TEST(ReadRun, IsCausalUnlessTheSummaryOrAnEvaluationSaysOtherwise) {
+  TempDir dir;
+  EXPECT_TRUE(read_run(write_run(dir / "a", {})).causal);
+  EXPECT_FALSE(read_run(write_run(dir / "b", {.causal = false})).causal);
+  std::string path = write_run(dir / "c", {});
+  edit(dir / "c/eval/test.json", "\"causal\": true", "\"causal\": false");
+  EXPECT_FALSE(read_run(path).causal);
+  path = write_run(dir / "d", {});
+  edit(dir / "d/summary.json", "\"causal\": true", "\"casual\": false");
+  EXPECT_TRUE(read_run(path).causal);
+  edit(dir / "d/summary.json", "\"casual\": false", "\"causal\": \"no\"");
+  EXPECT_NE(error_of(path).message().find("'causal'"), std::string::npos);
+}
+
 TEST(ReadRun, TellsWordLevelDataByItsTokens) {
   TempDir dir;
   const auto run = read_run(write_run(dir / "a", {.word_level = true}));

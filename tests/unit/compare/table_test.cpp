@@ -73,6 +73,45 @@ Differences, paired by seed (test bits per character, lower is better)
 )");
 }
 
+// SMoE beside a run whose router sees tokens to come, and is better by it.
+std::vector<FakeRun> one_not_causal() {
+  std::vector<FakeRun> fakes = three_seeds();
+  for (FakeRun& fake : fakes) {
+    if (fake.name == "SMoE") continue;
+    fake.name = "EC";
+    fake.test -= 0.5;
+    fake.causal = false;
+  }
+  return fakes;
+}
+
+TEST(NotCausal, IsMarkedBesideTheGroupInEveryFormat) {
+  const Comparison c = compare_fakes(one_not_causal());
+  const std::string text = to_text(c);
+  EXPECT_TRUE(text.starts_with("                                       SMoE            EC †\n")) << text;
+  EXPECT_NE(text.find("\n†: the choice of experts sees tokens to come,"), std::string::npos) << text;
+  EXPECT_NE(text.find("EC † is better"), std::string::npos) << text;
+  const std::string rows = to_text(c, 40);
+  EXPECT_NE(rows.find("\nEC † "), std::string::npos) << rows;
+  const std::string markdown = to_markdown(c);
+  EXPECT_TRUE(markdown.starts_with("| | SMoE | EC † |\n")) << markdown;
+  EXPECT_NE(markdown.find("\n†: the choice of experts"), std::string::npos) << markdown;
+  const std::string csv = to_csv(c);
+  EXPECT_NE(csv.find(",causal\nSMoE,"), std::string::npos) << csv;
+  EXPECT_NE(csv.find(",true\nEC,"), std::string::npos) << csv;
+  EXPECT_TRUE(csv.ends_with(",false\n")) << csv;
+  const Json json = to_json(c);
+  EXPECT_EQ(json["groups"][0]["causal"], true);
+  EXPECT_EQ(json["groups"][1]["causal"], false);
+  EXPECT_EQ(json["groups"][1]["name"], "EC");
+}
+
+TEST(NotCausal, HasNoNoteWhereAllGroupsAre) {
+  const Comparison c = compare_fakes(three_seeds());
+  EXPECT_EQ(causal_note(c), "");
+  EXPECT_EQ((to_text(c) + to_markdown(c)).find("†"), std::string::npos);
+}
+
 TEST(Text, ShowsADashForTheDeviationOfOneSeed) {
   std::vector<FakeRun> fakes = three_seeds();
   fakes.resize(2);

@@ -242,5 +242,28 @@ TEST(SpanModel, BlocksWithTheDetachedCacheEqualOnePass) {
   }
 }
 
+TEST(StoreWeightsAs, RoundsAsTheProductsWouldAndLeavesTheRouterAlone) {
+  for (const Family family : {Family::kSpan, Family::kLlama}) {
+    const ModelConfig config = testing::tiny_config(family, true).model;
+    ParamTable params(1, at::kFloat);
+    const auto model = make_model(config, params);
+    const at::NoGradGuard no_grad;
+    const Tensor tokens = testing::random_tokens(2, 7, config.vocab_size, 3);
+    const ForwardOptions options{.dtype = at::kBFloat16, .remember = Remember::kKeysValues};
+    const Tensor before = model->forward(tokens, {}, options).logits_TV;
+    store_weights_as(params, at::kBFloat16);
+    EXPECT_TRUE(at::equal(model->forward(tokens, {}, options).logits_TV, before));
+    int narrow = 0;
+    for (const Param& p : params.all()) {
+      const bool router = p.name.find("rnn_router") != std::string::npos || p.name.ends_with("gate.weight");
+      if (router) {
+        EXPECT_EQ(p.value.scalar_type(), at::kFloat) << p.name;
+      }
+      if (p.value.scalar_type() == at::kBFloat16) ++narrow;
+    }
+    EXPECT_GT(narrow, 3 * 4);
+  }
+}
+
 }  // namespace
 }  // namespace rmoe

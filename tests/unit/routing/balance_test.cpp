@@ -239,7 +239,6 @@ TEST_P(Steering, StartsWithThePlainRankingOutsideTraining) {
 TEST_P(Steering, NeedsASelectionThatRanks) {
   const Balanced balance(GetParam(), "", 5, 2);
   Combination combination;
-  combination.bounded = true;
   EXPECT_THROW(balance->check(combination), Error);
   combination.ranks = true;
   EXPECT_NO_THROW(balance->check(combination));
@@ -330,10 +329,19 @@ TEST(Quantile, EvensOutASkewedLoadAfterOneStep) {
   EXPECT_EQ(balance.buffer().scalar_type(), at::kFloat);
 }
 
-TEST(Quantile, NeedsBoundedScores) {
-  Combination combination;
-  combination.ranks = true;
-  EXPECT_THROW(Balanced("quantile", "", 4, 2)->check(combination), Error);
+TEST(Quantile, EvensOutHundredsOfExpertsAndUnboundedScores) {
+  const int64_t T = 4096, N = 512, K = 8;
+  const Tensor logits = skewed_logits(T, N);
+  for (const std::string score : {"softmax", "sqrt_softplus"}) {
+    Balanced balance("quantile", "", N, K, 1);
+    const RoutingTrace trace = route_all({logits}, K, {}, 1, score);
+    EXPECT_GT(imbalance(balance, logits, trace[0].scores_TN, K, false), 3) << score;
+    balance.update({trace});
+    // Each expert's share T K / N lies above its quantile, give or take the tokens of one bin.
+    const Tensor above_N = (trace[0].scores_TN > balance.buffer()).sum(0);
+    EXPECT_TRUE((above_N - T * K / N).abs().le(4).all().item<bool>()) << score << (above_N - T * K / N);
+    EXPECT_LT(imbalance(balance, logits, trace[0].scores_TN, K, false), 3) << score;
+  }
 }
 
 TEST(Sinkhorn, BalancesTrainingAndLeavesEvaluationAlone) {

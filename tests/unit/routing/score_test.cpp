@@ -104,7 +104,6 @@ TEST_P(Score, StatesWhatItIs) {
   const Tensor logits = randn({50, 6}, 4) * 4, scores = function_->scores(logits);
   const Tensor sums = scores.sum(-1), ones = at::ones({50}, at::kDouble);
   EXPECT_EQ(function_->distribution(), at::allclose(sums, ones));
-  EXPECT_EQ(function_->bounded(), scores.min().item<double>() >= 0 && scores.max().item<double>() <= 1);
   EXPECT_EQ(function_->sparse(), scores.eq(0).any().item<bool>());
   const Tensor weights = function_->weights(logits, scores, best_ids(logits, 2), true);
   EXPECT_EQ(function_->normalized(), at::allclose(weights.sum(-1), ones));

@@ -252,6 +252,17 @@ TEST(Threshold, TakesWhatExceedsEachExpertsQuantileAndAtLeastTheBest) {
   EXPECT_TRUE((above - T * K / N).abs().le(3).all().item<bool>()) << above;
 }
 
+TEST(Threshold, MeetsItsTargetAmongHundredsOfExperts) {
+  const int64_t T = 4096, N = 512, K = 8;
+  Selected select("threshold", "at_least = 0", N, K);
+  const Tensor logits = randn({T, N}, 1) * 2 + at::linspace(-2, 2, N, at::kDouble);
+  const Routing r = route(logits, K, {}, 1, "softmax");
+  select.selection->update(0, select.selection->statistic(0, r), {});
+  const Tensor ids = select(r.scores_TN).ids_TK, counts = count_ids(ids, N);
+  EXPECT_TRUE((counts - T * K / N).abs().le(3).all().item<bool>()) << counts - T * K / N;
+  EXPECT_NEAR(counts.sum().item<double>(), static_cast<double>(T * K), 0.01 * static_cast<double>(T * K));
+}
+
 TEST(Threshold, EachTokenIsDecidedAlone) {
   Selected select("threshold", "at_least = 0", 6, 2);
   const Routing r = route(randn({50, 6}, 1), 2);
@@ -279,17 +290,40 @@ TEST(Threshold, TheEstimateIsARunningMean) {
   EXPECT_TRUE(estimate.equal(before));
 }
 
+// 0, then each power of two from 2^-24 to 2^8 in 128 parts, and 2^8.
+std::vector<double> edges_of_bins() {
+  std::vector<double> edges = {0};
+  for (int power = -24; power < 8; ++power) {
+    for (int part = 0; part < 128; ++part) edges.push_back(std::ldexp(1 + part / 128.0, power));
+  }
+  edges.push_back(256);
+  return edges;
+}
+
+TEST(ScoreHistogram, HasLogarithmicBins) {
+  const Tensor edges = quantile_edges().to(at::kDouble);
+  EXPECT_TRUE(edges.equal(at::tensor(edges_of_bins(), at::kDouble)));
+  const Tensor low = edges.narrow(0, 1, kQuantileBins - 1), high = edges.narrow(0, 2, kQuantileBins - 1);
+  EXPECT_LT((high / low).max().item<double>(), 1.01);
+}
+
 TEST(ScoreHistogram, CountsEveryTokenThatCountsAndAddsUp) {
   const int64_t T = 40, N = 3;
   Routing r = route(randn({T, N}, 1), 1);
-  r.scores_TN[0] = at::tensor({0.0, 1.0, 0.5}, at::kDouble);  // the edges belong to the first and the last bin
+  // Zero, what is smaller than the second bin, edges, and what is larger than the last.
+  r.scores_TN[0] = at::tensor({0.0, 1.0, 0.5}, at::kDouble);
+  r.scores_TN[1] = at::tensor({-0.0, 1e-30, 1e30}, at::kDouble);
+  r.scores_TN[2] = at::tensor({std::ldexp(1, -24), 256.0, 3.0}, at::kDouble);
   const Tensor whole = score_histogram(r);
   EXPECT_EQ(whole.scalar_type(), at::kLong);
   Tensor expected = at::zeros({N, kQuantileBins}, at::kLong);
+  const std::vector<double> edges = edges_of_bins();
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t n = 0; n < N; ++n) {
-      const auto bin = static_cast<int64_t>(at_tn(r.scores_TN, t, n) * static_cast<double>(kQuantileBins));
-      expected[n][std::min(bin, kQuantileBins - 1)] += 1;
+      const auto score = static_cast<double>(static_cast<float>(at_tn(r.scores_TN, t, n)));
+      int64_t bin = 0;
+      while (bin + 1 < kQuantileBins && score >= edges[static_cast<size_t>(bin + 1)]) ++bin;
+      expected[n][bin] += 1;
     }
   }
   EXPECT_TRUE(whole.equal(expected));
@@ -307,26 +341,32 @@ TEST(ScoreHistogram, CountsEveryTokenThatCountsAndAddsUp) {
 TEST(HistogramQuantile, LiesWithinABinOfTheSortedScores) {
   const int64_t T = 500;
   Routing r = route(randn({T, 4}, 1) * 2, 1, {}, 1, "sigmoid");
+  r.scores_TN.select(1, 1).mul_(1e-5);
+  r.scores_TN.select(1, 2).mul_(100);
   const Tensor histogram = score_histogram(r), sorted = std::get<0>(r.scores_TN.sort(0));
+  constexpr double kBin = 1 + 1.0 / 128;
   for (const double level : {0.1, 0.5, 0.875}) {
     const Tensor quantile = histogram_quantile(histogram, level);
     const auto place = static_cast<int64_t>(level * static_cast<double>(T));
     for (int64_t n = 0; n < 4; ++n) {
-      EXPECT_GE(quantile[n].item<double>(), at_tn(sorted, place - 1, n) - 1.0 / kQuantileBins);
-      EXPECT_LE(quantile[n].item<double>(), at_tn(sorted, place, n) + 1.0 / kQuantileBins);
+      EXPECT_GE(quantile[n].item<double>(), at_tn(sorted, place - 1, n) / kBin);
+      EXPECT_LE(quantile[n].item<double>(), at_tn(sorted, place, n) * kBin);
     }
   }
 }
 
 TEST(HistogramQuantile, InterpolatesInsideABin) {
-  Tensor histogram = at::zeros({3, 10}, at::kLong);
-  histogram[0][4] = 8;                       // all in [0.4, 0.5)
-  histogram[1][0] = 1, histogram[1][9] = 3;  // row 2 is empty
+  Tensor histogram = at::zeros({4, kQuantileBins}, at::kLong);
+  const int64_t half = 1 + 23 * 128;  // the bin [2^-1, 2^-1 (1 + 1/128))
+  histogram[0][half] = 8;
+  histogram[1][0] = 1, histogram[1][half] = 3;
+  histogram[2][0] = 8;  // zeros; row 3 is empty
   const Tensor q = histogram_quantile(histogram, 0.25);
-  EXPECT_FLOAT_EQ(q[0].item<float>(), 0.425F);
-  EXPECT_FLOAT_EQ(q[1].item<float>(), 0.1F);
-  EXPECT_EQ(q[2].item<float>(), 0);
-  EXPECT_TRUE(histogram_quantile(histogram, 0).equal(at::zeros({3})));
+  EXPECT_EQ(q[0].item<float>(), 0.5F + 0.25F / 256);
+  EXPECT_EQ(q[1].item<float>(), std::ldexp(1.F, -24));
+  EXPECT_EQ(q[2].item<float>(), std::ldexp(1.F, -26));
+  EXPECT_EQ(q[3].item<float>(), 0);
+  EXPECT_TRUE(histogram_quantile(histogram, 0).equal(at::zeros({4})));
 }
 
 TEST(ExpertChoice, EachExpertTakesItsBestTokens) {
@@ -396,8 +436,8 @@ TEST(Checks, RefuseWhatCannotWork) {
     if (has) combination.*has = true;
     Selected(kind, "", 4, 2).selection->check(combination);
   };
-  const std::pair<const char*, bool Combination::*> needs[] = {
-      {"top_p", &Combination::distribution}, {"threshold", &Combination::bounded}, {"positive", &Combination::sparse}};
+  const std::pair<const char*, bool Combination::*> needs[] = {{"top_p", &Combination::distribution},
+                                                               {"positive", &Combination::sparse}};
   for (const auto& [kind, need] : needs) {
     EXPECT_NO_THROW(check(kind, need));
     EXPECT_THROW(check(kind, nullptr), Error);

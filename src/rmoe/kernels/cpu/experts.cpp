@@ -5,7 +5,10 @@
 namespace rmoe::kernels {
 
 SortedSlots::SortedSlots(const int64_t* ids, int64_t tokens, int64_t top_k, int64_t experts)
-    : tokens_(tokens), top_k_(top_k), first_(static_cast<size_t>(experts) + 1), rows_(static_cast<size_t>(tokens * top_k)) {
+    : tokens_(tokens),
+      top_k_(top_k),
+      first_(static_cast<size_t>(experts) + 1),
+      rows_(static_cast<size_t>(tokens * top_k)) {
   const int64_t slots = tokens * top_k;
   const auto used = [&](int64_t id) { return id >= 0 && id < experts; };
   for (int64_t s = 0; s < slots; ++s) {

@@ -48,9 +48,9 @@ class SortedSlots {
 template <class T>
 struct ExpertWeights {
   int64_t D, F;
-  Weight<T> w1, w2, w3;        // [N, F, D], [N, D, F], [N, F, D]; w3 of nulls: plain
-  const float *b1, *b2;        // [N, F], [N, D] or null
-  double dropout;              // probability; element (row, f) is number row * F + f of the key's stream
+  Weight<T> w1, w2, w3;  // [N, F, D], [N, D, F], [N, F, D]; w3 of nulls: plain
+  const float *b1, *b2;  // [N, F], [N, D] or null
+  double dropout;        // probability; element (row, f) is number row * F + f of the key's stream
   uint64_t dropout_key;
 
   bool gated() const { return w3.master || w3.narrow; }
@@ -63,11 +63,11 @@ struct ExpertsForward {
   ExpertWeights<T> experts;
   const RowBlock* blocks;  // every row in exactly one
   int64_t block_count;
-  const T* x;              // [T, D]
-  const float* weights;    // [T, K]
-  T* before;               // [M, P], the pre-activations; null: not kept
-  T* outputs;              // [M, D], workspace: the answers, weighted
-  T* y;                    // [T, D]
+  const T* x;            // [T, D]
+  const float* weights;  // [T, K]
+  T* before;             // [M, P], the pre-activations; null: not kept
+  T* outputs;            // [M, D], workspace: the answers, weighted
+  T* y;                  // [T, D]
 };
 
 // One expert whose rows more than one task shares.
@@ -86,15 +86,15 @@ struct ExpertsBackward {
   int64_t split_count;
   const RowBlock* split_blocks;  // and their rows
   int64_t split_block_count;
-  const T* x;              // [T, D]
-  const float* weights;    // [T, K]
-  const T* before;         // [M, P]
-  const T* dy;             // [T, D]
-  T* d_inputs;             // [M, D], workspace; null with dx
-  T* d_before;             // [rows of split experts, before_stride(P)], workspace
-  T* inner;                // [rows of split experts, F], workspace
-  T* dx;                   // [T, D] or null
-  float* d_weights;        // [T, K]
+  const T* x;                 // [T, D]
+  const float* weights;       // [T, K]
+  const T* before;            // [M, P]
+  const T* dy;                // [T, D]
+  T* d_inputs;                // [M, D], workspace; null with dx
+  T* d_before;                // [rows of split experts, before_stride(P)], workspace
+  T* inner;                   // [rows of split experts, F], workspace
+  T* dx;                      // [T, D] or null
+  float* d_weights;           // [T, K]
   float *d_w1, *d_w2, *d_w3;  // as the weights; d_w1 of null: none of these, nor of the biases
   float *d_b1, *d_b2;         // null with the bias
 };

@@ -38,7 +38,6 @@ class Quantile : public Balance {
 
   void check(const Combination& c) const override {
     RMOE_CHECK(c.ranks, "quantile: shifts what is ranked, but selection '", c.selection, "' does not go by rank");
-    RMOE_CHECK(c.bounded, "quantile: needs scores in [0, 1], which score '", c.score, "' does not give");
   }
 
  private:

@@ -46,10 +46,6 @@ class Threshold : public Selection {
   Tensor statistic(int64_t, const Routing& routing) const override { return score_histogram(routing); }
   void update(int64_t, const Tensor& histogram_NB, const StepInfo&) override { quantile_.update(histogram_NB); }
 
-  void check(const Combination& c) const override {
-    RMOE_CHECK(c.bounded, "threshold: needs scores in [0, 1], which score '", c.score, "' does not give");
-  }
-
  private:
   int64_t at_least_, top_k_;
   RunningQuantile quantile_;

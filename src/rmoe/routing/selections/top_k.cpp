@@ -44,6 +44,7 @@ class TopK : public Selection {
     grown_1_.clamp_min_(static_cast<int64_t>(static_cast<double>(options_.grow_to - top_k_) * way));
   }
 
+  int64_t best() const override { return options_.grow_to == 0 ? top_k_ : 0; }
   bool ranks() const override { return true; }
   bool fixed_k() const override { return options_.grow_to == 0; }
 

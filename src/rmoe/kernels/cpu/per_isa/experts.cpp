@@ -19,7 +19,18 @@ constexpr int64_t kSummed = 992;    // rows that a weight gradient sums at once;
 constexpr int64_t kFewRows = 8;     // up to so many, weights are read in place: packing them would be the work
 constexpr int64_t kFewPiece = 64;   // of their rows at once
 
-enum Slot { kBlockOfC, kRowsOfA, kPackedIn, kPackedOut, kInner, kTransposed, kPackedRows, kBefore, kWide, kSharedInner };
+enum Slot {
+  kBlockOfC,
+  kRowsOfA,
+  kPackedIn,
+  kPackedOut,
+  kInner,
+  kTransposed,
+  kPackedRows,
+  kBefore,
+  kWide,
+  kSharedInner
+};
 
 // The distance between rows of a matrix [.., k] that a product reads from the left: at least its padded depth.
 int64_t stride_of(int64_t k) {
@@ -350,8 +361,8 @@ void backward_rows(const ExpertsBackward<T>& p, int64_t expert, int64_t begin, i
     if (pack) pack_kn(packed, [&](int64_t i) { return e.w2.master + at + i * F + f; }, n, D);
     product(a, stride_of(D), packed, rows, n, D, [&](int64_t i, const float* c) {
       const int64_t slot = p.routed.slots_M[begin + i];
-      p.d_weights[slot] += activate_backward(p, begin + i, f, n, c, p.weights[slot], d_before + i * stride + f,
-                                             inner + i * F + f);
+      p.d_weights[slot] +=
+          activate_backward(p, begin + i, f, n, c, p.weights[slot], d_before + i * stride + f, inner + i * F + f);
     });
   });
   for (int64_t i = 0; i < rows && stride > P; ++i) {

@@ -86,6 +86,35 @@ inline void transpose(__m512i (&r)[16]) {
   }
 }
 
+inline void transpose(Vec (&r)[16]) {
+  __m512i bits[16];
+  for (int i = 0; i < 16; ++i) bits[i] = _mm512_castps_si512(r[i].v);
+  transpose(bits);
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(bits[i]);
+}
+
+#else
+
+// Row i of the 8x8 matrix becomes column i.
+inline void transpose(Vec (&r)[8]) {
+  __m256 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x31);
+    r[i] = low;
+  }
+}
+
 #endif
 
 #if defined(__AVX512BF16__)
@@ -130,27 +159,22 @@ void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
     return;
   }
 #endif
-#if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
-    for (int64_t j = 0; j < round_up(n, kPanel); j += 16) {
+    for (int64_t j = 0; j < round_up(n, kPanel); j += Vec::kLanes) {
       float* panel = out + j / kPanel * depth * kPanel + j % kPanel;
-      for (int64_t i = 0; i < depth; i += 16) {
-        __m512i r[16];
-        for (int64_t c = 0; c < 16; ++c) {
-          r[c] = j + c < n ? _mm512_castps_si512(load(row(j + c) + i, k - i).v) : _mm512_setzero_si512();
-        }
+      for (int64_t i = 0; i < depth; i += Vec::kLanes) {
+        Vec r[Vec::kLanes];
+        for (int64_t c = 0; c < Vec::kLanes; ++c) r[c] = j + c < n ? load(row(j + c) + i, k - i) : Vec(0.0f);
         transpose(r);
-        for (int64_t c = 0; c < std::min<int64_t>(16, depth - i); ++c) _mm512_storeu_si512(panel + (i + c) * kPanel, r[c]);
+        for (int64_t c = 0; c < std::min(Vec::kLanes, depth - i); ++c) store(panel + (i + c) * kPanel, r[c]);
       }
     }
-    return;
-  }
-#endif
-  constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
-  for (int64_t j = 0; j < round_up(n, kPanel); ++j) {
-    T* panel = out + j / kPanel * depth * kPanel + j % kPanel * kPair;
-    for (int64_t i = 0; i < depth; ++i) {
-      panel[i / kPair * kPanel * kPair + i % kPair] = from_float<T>(i < k && j < n ? to_float(row(j)[i]) : 0.0f);
+  } else {
+    for (int64_t j = 0; j < round_up(n, kPanel); ++j) {
+      T* panel = out + j / kPanel * depth * kPanel + j % kPanel * 2;
+      for (int64_t i = 0; i < depth; ++i) {
+        panel[i / 2 * kPanel * 2 + i % 2] = from_float<T>(i < k && j < n ? to_float(row(j)[i]) : 0.0f);
+      }
     }
   }
 }
@@ -261,9 +285,10 @@ constexpr int64_t kRows = 6;  // two vectors of 8 columns: 12 sums of 16 registe
 #endif
 constexpr int64_t kVecs = 2;
 
-// R rows by kVecs vectors of C. b is the packed panel, from its first used column on.
+// R rows by kVecs vectors of C. b is the packed panel, from its first used column on. a_step: from one k to the next.
 template <int64_t R, int64_t V>
-inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t k, bool accumulate) {
+inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t k, bool accumulate,
+                      int64_t a_step = 1) {
   Vec sums[R][V];
 #pragma GCC unroll 12
   for (int64_t r = 0; r < R; ++r) {
@@ -276,7 +301,7 @@ inline void fp32_tile(float* c, int64_t ldc, const float* a, int64_t lda, const 
     for (int64_t v = 0; v < V; ++v) columns[v] = load(b + i * kPanel + v * Vec::kLanes);
 #pragma GCC unroll 12
     for (int64_t r = 0; r < R; ++r) {
-      const Vec factor(a[r * lda + i]);
+      const Vec factor(a[r * lda + i * a_step]);
 #pragma GCC unroll 2
       for (int64_t v = 0; v < V; ++v) sums[r][v] = fma(factor, columns[v], sums[r][v]);
     }
@@ -329,12 +354,12 @@ inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 // Calls the tile for `rows` rows: R at compile time for every count.
 template <int64_t V, int64_t R, class T>
 void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
-                      bool accumulate) {
+                      bool accumulate, [[maybe_unused]] int64_t a_step = 1) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate);
+    if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate, a_step);
   }
   if constexpr (std::is_same_v<T, float>) {
-    fp32_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
+    fp32_tile<R, V>(c, ldc, a, lda, b, k, accumulate, a_step);
   } else {
 #if defined(__AVX512BF16__)
     dot_tile<R, V>(c, ldc, a, lda, b, k, accumulate);
@@ -431,7 +456,7 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
       const int64_t whole = m / 32 * 32;
       if (whole > 0) gemm::shape_tiles(32);
       // The rows of A stay in the first-level cache while B streams by: its panels are contiguous.
-      constexpr int64_t kStretch = 256;
+      constexpr int64_t kStretch = 512;
       for (int64_t i = 0; i < whole; i += 32) {
         for (int64_t d = 0; d < depth; d += kStretch) {
           const int64_t count = std::min(kStretch, depth - d);
@@ -458,7 +483,23 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
       for (int64_t d = 0; d < depth; d += kChain) {
         const auto tile = n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
         tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, depth - d),
-             accumulate || d > 0);
+             accumulate || d > 0, 1);
+      }
+    }
+  }
+}
+
+// C (+)= A B as above, in fp32, with A[i][k] at a[i * lda + k * a_step]: a_step = 1 or, for a transposed A, lda = 1.
+inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda, int64_t a_step, const float* b,
+                             int64_t m, int64_t n, int64_t k, bool accumulate) {
+  for (int64_t j = 0; j < n; j += gemm::kVecs * Vec::kLanes) {
+    const float* panel = b + j / kPanel * kPanel * k + j % kPanel;
+    for (int64_t i = 0; i < m; i += gemm::kRows) {
+      const int64_t rows = std::min(gemm::kRows, m - i);
+      if (n - j > Vec::kLanes) {
+        gemm::tile_rows<2, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
+      } else {
+        gemm::tile_rows<1, gemm::kRows>(rows, c + i * ldc + j, ldc, a + i * lda, lda, panel, k, accumulate, a_step);
       }
     }
   }

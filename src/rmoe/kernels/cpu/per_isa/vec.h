@@ -185,7 +185,15 @@ inline Vec exp(Vec x) {
   p = fma(p, r * r, r) + Vec(1.0f);
   return scale_by_power(p, n);
 }
-inline Vec sigmoid(Vec x) { return Vec(1.0f) / (Vec(1.0f) + exp(Vec(0.0f) - x)); }
+inline Vec sigmoid(Vec x) {
+#if defined(__AVX512F__)
+  // An estimate and a Newton step take a third of a division's time. (They cannot take an infinity: e^88 is finite.)
+  const Vec d = Vec(1.0f) + exp(min(Vec(88.0f), Vec(0.0f) - x)), estimate = _mm512_rcp14_ps(d.v);
+  return fma(estimate, _mm512_fnmadd_ps(d.v, estimate.v, _mm512_set1_ps(1.0f)), estimate);
+#else
+  return Vec(1.0f) / (Vec(1.0f) + exp(Vec(0.0f) - x));
+#endif
+}
 inline Vec tanh(Vec x) {
   // Near zero the quotient below would lose the small digits.
   const Vec z = x * x;

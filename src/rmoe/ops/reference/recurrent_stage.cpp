@@ -1,0 +1,101 @@
+#include "rmoe/ops/reference/recurrent_stage.h"
+
+#include "rmoe/ops/affine.h"
+#include "rmoe/ops/reference/gru_cell.h"
+
+namespace rmoe::reference {
+namespace {
+
+// All of it in the type that routers compute in.
+struct Precise {
+  Precise(const Tensor& x_, const OptionalTensor& h_, const OptionalTensor& c_, const OptionalTensor& projection_,
+          const Tensor& w_ih_, const Tensor& w_hh_, const Tensor& b_ih_, const Tensor& b_hh_)
+      : x(at_least_fp32(x_)), w_ih(w_ih_.to(x.scalar_type())), w_hh(w_hh_.to(x.scalar_type())),
+        b_ih(b_ih_.to(x.scalar_type())), b_hh(b_hh_.to(x.scalar_type())) {
+    if (h_) h = h_->to(x.scalar_type());
+    if (c_) c = c_->to(x.scalar_type());
+    if (projection_) projection = projection_->to(x.scalar_type());
+    input = projection ? at::linear(x, *projection) : x;
+  }
+  Tensor x;
+  OptionalTensor h, c, projection;
+  Tensor w_ih, w_hh, b_ih, b_hh;
+  Tensor input;
+
+  Tensor gates() const {
+    const Tensor read = at::linear(input, w_ih, b_ih + b_hh);
+    return h ? read + at::linear(*h, w_hh) : read;
+  }
+};
+
+struct LstmGates {
+  Tensor i, f, g, o, c;  // c: the new one
+  explicit LstmGates(const Precise& p) {
+    const auto all = p.gates().chunk(4, 1);
+    i = all[0].sigmoid(), f = all[1].sigmoid(), g = all[2].tanh(), o = all[3].sigmoid();
+    c = i * g;
+    if (p.c) c = at::addcmul(c, f, *p.c);
+  }
+};
+
+Tensor or_zeros(const OptionalTensor& grad, const Tensor& like) { return grad ? *grad : at::zeros_like(like); }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h,
+                                           const OptionalTensor& c, const OptionalTensor& projection,
+                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                                           const Tensor& b_hh) {
+  const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
+  const Tensor none = at::empty({0}, p.x.options());
+  if (cell == "gru") return {gru_cell(p.input, p.h, p.w_ih, p.w_hh, p.b_ih, p.b_hh), none};
+  if (cell == "rnn") return {p.gates().tanh(), none};
+  const LstmGates v(p);
+  return {v.o * v.c.tanh(), v.c};
+}
+
+RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const OptionalTensor& grad_c,
+                                            std::string_view cell, const Tensor& x, const OptionalTensor& h,
+                                            const OptionalTensor& c, const OptionalTensor& projection,
+                                            const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                                            const Tensor& b_hh) {
+  const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
+  const Tensor none = at::empty({0}, p.x.options());
+  Tensor d_input, d_h, d_c = none, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
+  if (cell == "gru") {
+    const Tensor grad = grad_h ? *grad_h : at::zeros({x.size(0), w_hh.size(1)}, p.x.options());
+    std::tie(d_input, d_h, d_w_ih, d_w_hh, d_b_ih, d_b_hh) =
+        gru_cell_backward(grad, p.input, p.h, p.w_ih, p.w_hh, p.b_ih, p.b_hh);
+  } else {
+    Tensor d_gates;
+    if (cell == "rnn") {
+      const Tensor after = p.gates().tanh();
+      d_gates = or_zeros(grad_h, after) * (1 - after * after);
+    } else {
+      const LstmGates v(p);
+      const Tensor grad = or_zeros(grad_h, v.c), bent = v.c.tanh();
+      const Tensor d_cell = grad * v.o * (1 - bent * bent) + or_zeros(grad_c, v.c);
+      const Tensor d_f = p.c ? d_cell * *p.c * v.f * (1 - v.f) : at::zeros_like(v.c);
+      d_gates = at::cat({d_cell * v.g * v.i * (1 - v.i), d_f, d_cell * v.i * (1 - v.g * v.g),
+                         grad * bent * v.o * (1 - v.o)}, 1);
+      if (p.c) d_c = d_cell * v.f;
+    }
+    d_input = d_gates.mm(p.w_ih);
+    d_h = d_gates.mm(p.w_hh);
+    d_w_ih = d_gates.t().mm(p.input);
+    d_w_hh = p.h ? d_gates.t().mm(*p.h) : at::zeros_like(p.w_hh);
+    d_b_ih = d_gates.sum(0);
+    d_b_hh = d_b_ih.clone();
+  }
+  const Tensor d_x = p.projection ? d_input.mm(*p.projection) : d_input;
+  return {d_x.to(x.scalar_type()),
+          p.h ? d_h.to(h->scalar_type()) : none,
+          p.c ? d_c.to(c->scalar_type()) : none,
+          p.projection ? d_input.t().mm(p.x).to(projection->scalar_type()) : none,
+          d_w_ih.to(w_ih.scalar_type()),
+          d_w_hh.to(w_hh.scalar_type()),
+          d_b_ih.to(b_ih.scalar_type()),
+          d_b_hh.to(b_hh.scalar_type())};
+}
+
+}  // namespace rmoe::reference
