@@ -81,9 +81,26 @@ TEST_P(LinearCrossEntropyOp, IsAsAccurateAsThePlainFormula) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LinearCrossEntropyOp,
-                         ::testing::Values(Case{0, 3, 4, true}, Case{1, 1, 31, true}, Case{5, 3, 2, false},
-                                           Case{37, 44, 205, true}, Case{130, 15, 33, true}, Case{65, 17, 1100, false},
-                                           Case{33, 352, 31, true}, Case{4200, 8, 67, true}));
+                         ::testing::Values(Case{0, 3, 4, true}, Case{5, 3, 2, false}, Case{37, 44, 205, true},
+                                           Case{130, 15, 33, true}, Case{65, 17, 1100, false}, Case{33, 352, 31, true},
+                                           Case{4200, 8, 67, true}));
+
+// Of so few numbers each is rounded once or twice, more or less than by the plain formula as chance has it.
+TEST(LinearCrossEntropy, OneTokenIsRoundedToItsDtype) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t V : {1, 2, 31}) {
+      const Inputs in({1, 1, V, true}, dtype);
+      const auto exact = formula(in.wide());
+      const double tolerance = dtype == at::kFloat ? 1e-6 : 0x1p-7;
+      test::for_each_isa([&] {
+        const auto ours = run(in);
+        for (size_t i = 0; i < ours.size(); ++i) {
+          EXPECT_TRUE(at::allclose(ours[i].to(at::kDouble), exact[i], tolerance, tolerance / 8)) << i << ", V " << V;
+        }
+      });
+    }
+  }
+}
 
 TEST(LinearCrossEntropy, EqualsLogitsAndTorchsCrossEntropy) {
   const Inputs in({9, 5, 7, true});
