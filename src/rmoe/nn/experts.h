@@ -5,7 +5,7 @@
 // experts first, then the null ones, then the copies.
 #pragma once
 
-#include "rmoe/ops/dropout.h"
+#include "rmoe/ops/experts.h"
 #include "rmoe/ops/param.h"
 #include "rmoe/routing/routing.h"
 
@@ -33,11 +33,8 @@ class Experts {
   Tensor response_norms(const Tensor& x_TD) const;
 
  private:
-  // The rows of each expert, sorted -> its answers.
-  Tensor answers(const Tensor& rows_MD, const std::vector<int64_t>& counts, bool training, DropoutKey key) const;
-
   ExpertsShape shape_;
-  Tensor w1_NFD_, b1_NF_, w2_NDF_, b2_ND_, w3_NFD_;
+  ExpertWeights parameters_;
 };
 
 }  // namespace rmoe::nn

@@ -1,7 +1,6 @@
 #include "rmoe/kernels/cpu/dropout.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 // One copy per instruction set, chosen when the library is loaded. The sanitizers' start-up code does not stand the
@@ -14,19 +13,6 @@
 
 namespace rmoe::kernels {
 namespace {
-
-// A 32-bit finalizer with full avalanche (constants of Chris Wellons' hash prospector); two rounds with half of the key
-// before each.
-inline uint32_t scramble(uint32_t v) {
-  v ^= v >> 16;
-  v *= 0x7feb352dU;
-  v ^= v >> 15;
-  v *= 0x846ca68bU;
-  v ^= v >> 16;
-  return v;
-}
-
-inline uint32_t draw(uint32_t low, uint32_t high, uint32_t index) { return scramble(scramble(index ^ low) + high); }
 
 inline float to_float(Bf16 v) {
   const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
@@ -48,13 +34,10 @@ inline double times(double v, float s) { return v * static_cast<double>(s); }
 inline Bf16 times(Bf16 v, float s) { return to_bf16(to_float(v) * s); }
 
 // The indices of one call share their upper 32 bits.
-#define RMOE_DROPOUT_LOOP(T)                                                                                 \
-  RMOE_CLONES void dropout_loop(T* out, const T* in, int64_t n, uint32_t low, uint32_t high, uint32_t first, \
-                                uint32_t threshold, float scale) {                                           \
-    for (int64_t i = 0; i < n; ++i) {                                                                        \
-      const bool keep = draw(low, high, first + static_cast<uint32_t>(i)) >= threshold;                      \
-      out[i] = keep ? times(in[i], scale) : T{};                                                             \
-    }                                                                                                        \
+#define RMOE_DROPOUT_LOOP(T)                                                                                         \
+  RMOE_CLONES void dropout_loop(T* out, const T* in, int64_t n, DropoutStream stream, uint32_t first, float scale) { \
+    for (int64_t i = 0; i < n; ++i)                                                                                  \
+      out[i] = stream.keep(first + static_cast<uint32_t>(i)) ? times(in[i], scale) : T{};                            \
   }
 RMOE_DROPOUT_LOOP(float)
 RMOE_DROPOUT_LOOP(double)
@@ -70,14 +53,12 @@ RMOE_CLONES void dropout_loop(Bf16* out, const Bf16* in, int64_t n, uint32_t low
 
 template <class T>
 void dropout_any(T* out, const T* in, int64_t n, uint64_t key, uint64_t first_index, double probability, float scale) {
-  const auto threshold = static_cast<uint32_t>(std::min(std::floor(probability * 4294967296.0), 4294967295.0));
   while (n > 0) {
     const uint64_t upper = first_index >> 32;
     const uint64_t left = ((upper + 1) << 32) - first_index;
     const auto count = static_cast<int64_t>(std::min<uint64_t>(left, static_cast<uint64_t>(n)));
-    const auto low = static_cast<uint32_t>(key) ^ scramble(static_cast<uint32_t>(upper));
-    dropout_loop(out, in, count, low, static_cast<uint32_t>(key >> 32), static_cast<uint32_t>(first_index), threshold,
-                 scale);
+    const DropoutStream stream(key, static_cast<uint32_t>(upper), probability);
+    dropout_loop(out, in, count, stream, static_cast<uint32_t>(first_index), scale);
     out += count, in += count, n -= count, first_index += static_cast<uint64_t>(count);
   }
 }

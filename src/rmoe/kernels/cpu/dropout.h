@@ -2,11 +2,41 @@
 // stored, is the same for any thread count, and backward or recomputation draws it again.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "rmoe/kernels/cpu/bf16.h"
 
 namespace rmoe::kernels {
+
+// The stream of one key, for kernels that draw the mask where they need it. Always inlined: each kernel file is
+// compiled for instructions of its own.
+class DropoutStream {
+ public:
+  // Elements share a stream as long as the upper 32 bits of their indices agree with `upper`.
+  [[gnu::always_inline]] DropoutStream(uint64_t key, uint32_t upper, double probability)
+      : low_(static_cast<uint32_t>(key) ^ scramble(upper)),
+        high_(static_cast<uint32_t>(key >> 32)),
+        threshold_(static_cast<uint32_t>(std::min(std::floor(probability * 4294967296.0), 4294967295.0))) {}
+  // index: the lower 32 bits.
+  [[gnu::always_inline]] bool keep(uint32_t index) const {
+    return scramble(scramble(index ^ low_) + high_) >= threshold_;
+  }
+
+ private:
+  // A 32-bit finalizer with full avalanche (constants of Chris Wellons' hash prospector); two rounds with half of the
+  // key before each.
+  [[gnu::always_inline]] static uint32_t scramble(uint32_t v) {
+    v ^= v >> 16;
+    v *= 0x7feb352dU;
+    v ^= v >> 15;
+    v *= 0x846ca68bU;
+    v ^= v >> 16;
+    return v;
+  }
+  uint32_t low_, high_, threshold_;
+};
 
 // out[i] = keep(key, first_index + i) ? in[i] * scale : 0 for i < n; each element is dropped with the given probability
 // (resolution 2^-32). in and out may be the same. Serial; callers split the range over threads.

@@ -73,4 +73,13 @@ std::atomic<Isa>& current() {
 Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
 void set_cpu_isa(Isa isa) { current() = isa; }
 
+bool library_has_fast_fp32() {
+#if defined(__x86_64__)
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel && cpu_isa() >= Isa::kAvx512;
+#else
+  return true;
+#endif
+}
+
 }  // namespace rmoe::kernels

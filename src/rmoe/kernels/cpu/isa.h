@@ -21,6 +21,9 @@ Isa cpu_isa();
 void set_cpu_isa(Isa isa);
 const char* isa_name(Isa isa);
 
+// Whether the tensor library's own fp32 products are faster than ours: MKL's AVX-512 code runs on Intel's CPUs only.
+bool library_has_fast_fp32();
+
 // RMOE_KERNELS(experts, ExpertsKernels) declares `const ExpertsKernels<T>* experts_kernels<T>()`, T float or Bf16: the
 // functions compiled for this CPU, or null. per_isa/experts.cpp defines the table `experts` in its namespace.
 #if defined(__x86_64__)

@@ -7,7 +7,9 @@ namespace {
 // The kernels for x's dtype, where there are some that read such weights.
 template <class T>
 const kernels::LinearKernels<T>* kernels_for(const Tensor& x, const Tensor& w) {
-  return x.scalar_type() == kTypeOf<T> && readable<T>(w) ? kernels::linear_kernels<T>() : nullptr;
+  if (x.scalar_type() != kTypeOf<T> || !readable<T>(w)) return nullptr;
+  if (std::is_same_v<T, float> && kernels::library_has_fast_fp32()) return nullptr;
+  return kernels::linear_kernels<T>();
 }
 
 template <class T>

@@ -57,7 +57,7 @@ T* scratch(int slot, int64_t count) {
   return reinterpret_cast<T*>(block.data);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 
 // Row i of the 16x16 matrix of 32-bit elements becomes column i.
 inline void transpose(__m512i (&r)[16]) {
@@ -85,6 +85,39 @@ inline void transpose(__m512i (&r)[16]) {
     r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
   }
 }
+
+inline void transpose(Vec (&r)[16]) {
+  __m512i bits[16];
+  for (int i = 0; i < 16; ++i) bits[i] = _mm512_castps_si512(r[i].v);
+  transpose(bits);
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(bits[i]);
+}
+
+#else
+
+// Row i of the 8x8 matrix becomes column i.
+inline void transpose(Vec (&r)[8]) {
+  __m256 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x31);
+    r[i] = low;
+  }
+}
+
+#endif
+
+#if defined(__AVX512BF16__)
 
 // 32 elements as bf16; zeros behind the first n.
 inline __m512i load_32(const Bf16* p, int64_t n) {
@@ -126,11 +159,22 @@ void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
     return;
   }
 #endif
-  constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
-  for (int64_t j = 0; j < round_up(n, kPanel); ++j) {
-    T* panel = out + j / kPanel * depth * kPanel + j % kPanel * kPair;
-    for (int64_t i = 0; i < depth; ++i) {
-      panel[i / kPair * kPanel * kPair + i % kPair] = from_float<T>(i < k && j < n ? to_float(row(j)[i]) : 0.0f);
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t j = 0; j < round_up(n, kPanel); j += Vec::kLanes) {
+      float* panel = out + j / kPanel * depth * kPanel + j % kPanel;
+      for (int64_t i = 0; i < depth; i += Vec::kLanes) {
+        Vec r[Vec::kLanes];
+        for (int64_t c = 0; c < Vec::kLanes; ++c) r[c] = j + c < n ? load(row(j + c) + i, k - i) : Vec(0.0f);
+        transpose(r);
+        for (int64_t c = 0; c < std::min(Vec::kLanes, depth - i); ++c) store(panel + (i + c) * kPanel, r[c]);
+      }
+    }
+  } else {
+    for (int64_t j = 0; j < round_up(n, kPanel); ++j) {
+      T* panel = out + j / kPanel * depth * kPanel + j % kPanel * 2;
+      for (int64_t i = 0; i < depth; ++i) {
+        panel[i / 2 * kPanel * 2 + i % 2] = from_float<T>(i < k && j < n ? to_float(row(j)[i]) : 0.0f);
+      }
     }
   }
 }
@@ -198,6 +242,23 @@ void transpose_rows(T* out, Row&& row, int64_t m, int64_t k) {
         }
         transpose(r);
         for (int64_t c = 0; c < std::min<int64_t>(16, m - j); ++c) _mm512_storeu_si512(out + (j + c) * depth + i, r[c]);
+      }
+    }
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t i = 0; i < depth; i += 16) {
+      for (int64_t j = 0; j < m; j += 16) {
+        __m512i r[16];
+        for (int64_t c = 0; c < 16; ++c) {
+          r[c] = i + c < k ? _mm512_castps_si512(load(row(i + c) + j, m - j).v) : _mm512_setzero_si512();
+        }
+        transpose(r);
+        for (int64_t c = 0; c < std::min<int64_t>(16, m - j); ++c) {
+          store(out + (j + c) * depth + i, _mm512_castsi512_ps(r[c]), depth - i);
+        }
       }
     }
     return;
@@ -385,15 +446,23 @@ template <class T>
 void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t m, int64_t n, int64_t k,
               bool accumulate = false) {
   const int64_t depth = padded_depth<T>(k);
+  if (depth == 0 && !accumulate) {
+    for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + round_up(n, kPanel), 0.0f);
+  }
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
     if (gemm::use_amx()) {
       const int64_t whole = m / 32 * 32;
       if (whole > 0) gemm::shape_tiles(32);
       // The rows of A stay in the first-level cache while B streams by: its panels are contiguous.
+      constexpr int64_t kStretch = 512;
       for (int64_t i = 0; i < whole; i += 32) {
-        for (int64_t j = 0; j < n; j += kPanel) {
-          gemm::amx_tile<true>(c + i * ldc + j, ldc, a + i * lda, lda, b + j * depth, depth, accumulate);
+        for (int64_t d = 0; d < depth; d += kStretch) {
+          const int64_t count = std::min(kStretch, depth - d);
+          for (int64_t j = 0; j < n; j += kPanel) {
+            gemm::amx_tile<true>(c + i * ldc + j, ldc, a + i * lda + d, lda, b + j * depth + d * kPanel, count,
+                                 accumulate || d > 0);
+          }
         }
       }
       if (whole < m) gemm::amx_rows(m - whole, c + whole * ldc, ldc, a + whole * lda, lda, b, n, depth, accumulate);

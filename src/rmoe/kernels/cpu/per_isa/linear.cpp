@@ -1,5 +1,7 @@
 #include "rmoe/kernels/cpu/linear.h"
 
+#include <omp.h>
+
 #include "rmoe/kernels/cpu/per_isa/gemm.h"
 
 namespace rmoe::kernels {
@@ -8,11 +10,12 @@ namespace {
 
 using T = RMOE_TYPE;
 
-constexpr int64_t kRowBlock = 128;    // rows of a product at once: with kColumnBlock, C stays in the second-level cache
-constexpr int64_t kColumnBlock = 128;
-constexpr int64_t kDepthBlock = 512;  // rows of the batch that a weight gradient sums at once
+constexpr bool kNarrow = std::is_same_v<T, Bf16>;
+// A block of C stays in the second-level cache beside the packed columns that it is multiplied with.
+constexpr int64_t kRowBlock = kNarrow ? 64 : 5 * gemm::kRows, kColumnBlock = kNarrow ? 384 : 128;
+constexpr int64_t kDepthBlock = 256;  // rows of the batch that a weight gradient sums at once
 
-enum Slot { kPackedB, kRowsOfA, kBlockOfC, kSharedB };
+enum Slot { kRowsOfA, kBlockOfC, kSharedB };
 
 // f(w) with w pointing to floats or Ts, whichever the weight has.
 template <class F>
@@ -35,29 +38,31 @@ const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
 // out [M, N] = a [M, K] B + bias, where pack(packed, j, n) packs columns [j, j + n) of B.
 template <class Pack>
 void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, Pack&& pack) {
-  const int64_t column_blocks = (N + kColumnBlock - 1) / kColumnBlock;
-  // Enough pieces for the threads to share; a further piece of rows packs its columns again.
-  constexpr int64_t kPieceRows = 1024;
-  const int64_t pieces = (M + kPieceRows - 1) / kPieceRows;
-#pragma omp parallel for collapse(2) schedule(dynamic, 1)
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    for (int64_t block = 0; block < column_blocks; ++block) {
-      const int64_t j = block * kColumnBlock, n = std::min(kColumnBlock, N - j), ldc = round_up(n, kPanel);
-      T* packed = scratch<T>(kPackedB, packed_size<T>(K, n));
-      pack(packed, j, n);
-      float* c = scratch<float>(kBlockOfC, kRowBlock * ldc);
-      const int64_t end = std::min(M, (piece + 1) * kPieceRows);
-      for (int64_t i = piece * kPieceRows; i < end; i += kRowBlock) {
-        const int64_t rows = std::min(kRowBlock, end - i);
-        int64_t stride;
-        const T* block_of_a = padded_rows(a + i * K, rows, K, &stride);
-        multiply(c, ldc, block_of_a, stride, packed, rows, n, K);
-        for (int64_t r = 0; r < rows; ++r) {
-          for_each_stretch(n, [&](int64_t x, int64_t count) {
-            Vec value = load(c + r * ldc + x);
-            if (bias) value = value + load(bias + j + x, count);
-            store(out + (i + r) * N + j + x, value, count);
-          });
+  constexpr int64_t kPieceColumns = 64, kPieceRows = 512;
+  const int64_t depth = padded_depth<T>(K);
+  T* packed = scratch<T>(kSharedB, packed_size<T>(K, N));
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t j = 0; j < N; j += kPieceColumns) pack(packed + j * depth, j, std::min(kPieceColumns, N - j));
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int64_t piece = 0; piece < M; piece += kPieceRows) {
+      for (int64_t j = 0; j < N; j += kColumnBlock) {
+        const int64_t n = std::min(kColumnBlock, N - j), ldc = round_up(n, kPanel);
+        float* c = scratch<float>(kBlockOfC, kRowBlock * ldc);
+        const int64_t end = std::min(M, piece + kPieceRows);
+        for (int64_t i = piece; i < end; i += kRowBlock) {
+          const int64_t rows = std::min(kRowBlock, end - i);
+          int64_t stride;
+          const T* block_of_a = padded_rows(a + i * K, rows, K, &stride);
+          multiply(c, ldc, block_of_a, stride, packed + j * depth, rows, n, K);
+          for (int64_t r = 0; r < rows; ++r) {
+            for_each_stretch(n, [&](int64_t x, int64_t count) {
+              Vec value = load(c + r * ldc + x);
+              if (bias) value = value + load(bias + j + x, count);
+              store(out + (i + r) * N + j + x, value, count);
+            });
+          }
         }
       }
     }
@@ -113,7 +118,9 @@ void input_gradient(T* dx, const T* dy, Weight<T> w, int64_t M, int64_t N, int64
 void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, int64_t N, int64_t K) {
   const int64_t depth_blocks = (M + kDepthBlock - 1) / kDepthBlock, block_size = packed_size<T>(kDepthBlock, K);
   T* packed = scratch<T>(kSharedB, depth_blocks * block_size);
-  constexpr int64_t kRowsOfDw = 64;
+  // Rows of dw at once: many, since each passes over the whole packed x; and some for every thread.
+  const int64_t share = std::max<int64_t>(32, N / omp_get_max_threads() / 32 * 32);
+  const int64_t rows_of_dw = std::min<int64_t>(share, 192);
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)
@@ -122,8 +129,8 @@ void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, i
       pack_kn(packed + block * block_size, [&](int64_t i) { return x + (m + i) * K; }, K, std::min(kDepthBlock, M - m));
     }
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t j = 0; j < N; j += kRowsOfDw) {
-      const int64_t n = std::min(kRowsOfDw, N - j), ldc = round_up(K, kPanel);
+    for (int64_t j = 0; j < N; j += rows_of_dw) {
+      const int64_t n = std::min(rows_of_dw, N - j), ldc = round_up(K, kPanel);
       float* c = ldc == K ? dw + j * K : scratch<float>(kBlockOfC, n * ldc);
       for (int64_t block = 0; block < depth_blocks; ++block) {
         const int64_t m = block * kDepthBlock, depth = std::min(kDepthBlock, M - m);
