@@ -16,9 +16,10 @@ namespace {
 
 using T = RMOE_TYPE;
 
-constexpr int64_t kRowBlock = 64;
+constexpr int64_t kRowBlock = 96;     // whole tiles of every product: of 12 and of 32 rows
 constexpr int64_t kDepthBlock = 512;  // tokens that a product for dw sums at once
-constexpr int64_t kRowsOfDw = 64;
+constexpr int64_t kFewBlocks = 16;    // for which threads share tokens and short strips of dw as well
+constexpr int64_t kPieceRows = 480;
 constexpr int64_t kChunkElements = 1 << 24;  // exponentials kept at a time, unless that were too few tokens
 constexpr int64_t kFewestTokens = 512, kMostTokens = 4096;
 constexpr int64_t kWeightElements = 512 * 384;  // of w in a block: packed, they fit the second-level cache
@@ -38,18 +39,22 @@ struct Sizes {
   int64_t blocks;
   int64_t chunk;  // most tokens of a chunk
   int64_t lines;  // tokens of a chunk, rounded up to whole vectors
+  int64_t piece;  // tokens of a block that a thread takes
+  int64_t strip;  // rows of dw that a thread takes
   int64_t depth;  // D as the products read it
 
   Sizes(const LinearCrossEntropy<T>& in, bool gradients)
       : V(in.V),
         D(in.D),
         columns(
-            std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kRowsOfDw * kRowsOfDw, 2 * kRowsOfDw, int64_t{512})),
+            std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kRowBlock * kRowBlock, 2 * kRowBlock, int64_t{480})),
         blocks((V + columns - 1) / columns),
         chunk(std::min(
             in.M, gradients ? std::clamp(kChunkElements / V / kDepthBlock * kDepthBlock, kFewestTokens, kMostTokens)
                             : kMostTokens)),
         lines(round_up(chunk, Vec::kLanes)),
+        piece(blocks < kFewBlocks ? kPieceRows : chunk),
+        strip(blocks < kFewBlocks ? kPanel : kRowBlock),
         depth(padded_depth<T>(D)) {}
   int64_t width(int64_t block) const { return std::min(columns, V - block * columns); }
   int64_t padded_width(int64_t block) const { return round_up(width(block), kPanel); }
@@ -123,16 +128,19 @@ float largest(const float* logits, const float* bias, int64_t n) {
 // f(block, r, logits): every row of every block of the chunk's logits, without the bias, in fp32.
 template <class F>
 void for_each_row(const Chunk& chunk, const LinearCrossEntropy<T>& in, const Sizes& s, F&& f) {
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (int64_t block = 0; block < s.blocks; ++block) {
-    const int64_t j = block * s.columns, n = s.width(block), padded = s.padded_width(block);
-    T* packed = scratch<T>(kPackedBlock, packed_size<T>(s.D, n));
-    with_weight(in.w, [&](const auto* w) { pack_nk(packed, [&](int64_t i) { return w + (j + i) * s.D; }, n, s.D); });
-    float* c = scratch<float>(kBlockOfC, kRowBlock * padded);
-    for (int64_t i = 0; i < chunk.count; i += kRowBlock) {
-      const int64_t rows = std::min(kRowBlock, chunk.count - i);
-      multiply(c, padded, chunk.x + i * s.depth, s.depth, packed, rows, n, s.D);
-      for (int64_t r = 0; r < rows; ++r) f(block, i + r, c + r * padded);
+    for (int64_t begin = 0; begin < chunk.count; begin += s.piece) {
+      const int64_t j = block * s.columns, n = s.width(block), padded = s.padded_width(block);
+      T* packed = scratch<T>(kPackedBlock, packed_size<T>(s.D, n));
+      with_weight(in.w, [&](const auto* w) { pack_nk(packed, [&](int64_t i) { return w + (j + i) * s.D; }, n, s.D); });
+      float* c = scratch<float>(kBlockOfC, kRowBlock * padded);
+      const int64_t end = std::min(chunk.count, begin + s.piece);
+      for (int64_t i = begin; i < end; i += kRowBlock) {
+        const int64_t rows = std::min(kRowBlock, end - i);
+        multiply(c, padded, chunk.x + i * s.depth, s.depth, packed, rows, n, s.D);
+        for (int64_t r = 0; r < rows; ++r) f(block, i + r, c + r * padded);
+      }
     }
   }
 }
@@ -311,12 +319,12 @@ void backward(const Chunk& chunk, const LinearCrossEntropyGradients<T>& g, const
         if (block + 1 == s.blocks) finish_dx(g.dx, dx, ldx, chunk, i, rows, s);
       }
 #pragma omp for schedule(dynamic, 1) nowait
-      for (int64_t c = 0; c < width; c += kRowsOfDw) {
-        const int64_t rows = std::min(kRowsOfDw, width - c);
-        float* dw = scratch<float>(kBlockOfC, kRowsOfDw * ldx);
+      for (int64_t c = 0; c < width; c += s.strip) {
+        const int64_t rows = std::min(s.strip, width - c);
+        float* dw = scratch<float>(kBlockOfC, s.strip * ldx);
         for (int64_t part = 0; part < depth_blocks; ++part) {
           const int64_t m = part * kDepthBlock, depth = std::min(kDepthBlock, chunk.count - m);
-          T* a = scratch<T>(kTransposed, kRowsOfDw * padded_depth<T>(depth));
+          T* a = scratch<T>(kTransposed, s.strip * padded_depth<T>(depth));
           transpose_rows(a, [&](int64_t i) { return gradient + (m + i) * padded + c; }, rows, depth);
           multiply(dw, ldx, a, padded_depth<T>(depth), x + part * block_of_x, rows, s.D, depth, part > 0);
         }
