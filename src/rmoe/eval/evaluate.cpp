@@ -8,28 +8,26 @@
 #include <numbers>
 
 #include "rmoe/base/error.h"
-#include "rmoe/ops/affine.h"
+#include "rmoe/ops/linear_cross_entropy.h"
 
 namespace rmoe {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-// Logits held at a time: 128 MiB in fp32.
-constexpr int64_t kLogitElements = int64_t{1} << 25;
+// Tokens per call at most, whatever batch or window is asked for: bounds the memory of hidden states.
+constexpr int64_t kMostTokens = int64_t{1} << 15;
 // Tokens per call of the llama family, unless its window is longer.
 constexpr int64_t kBatchTokens = 2048;
-
-int64_t most_tokens(const ModelConfig& config) { return std::max<int64_t>(kLogitElements / config.vocab_size, 1); }
 
 // Collects losses and routing of one forward pass after the other.
 class Sums {
  public:
-  Sums(const EvalOptions& options, int64_t total) : options_(options), total_(total) {}
+  Sums(const Model& model, const EvalOptions& options, int64_t total)
+      : head_(model.head()), options_(options), total_(total) {}
 
   void add(const ForwardResult& forward, const Tensor& targets_T) {
-    const Tensor logits_TV = at_least_fp32(forward.logits_TV);
-    result_.nats +=
-        at::cross_entropy_loss(logits_TV, targets_T, {}, at::Reduction::None).sum(at::kDouble).item<double>();
+    const Tensor losses_T = linear_cross_entropy(forward.hidden_TD, head_.weight_OI, head_.bias_O, targets_T).losses_T;
+    result_.nats += losses_T.sum(at::kDouble).item<double>();
     result_.tokens += targets_T.numel();
     if (!std::isfinite(result_.nats)) {
       throw Error(Exit::kDiverged, str("evaluate: the loss is ", result_.nats, " among the first ", result_.tokens,
@@ -46,6 +44,7 @@ class Sums {
   }
 
  private:
+  const Linear head_;
   const EvalOptions& options_;
   const int64_t total_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -70,24 +69,25 @@ void evaluate_stream(const Model& model, const data::TokenFile& tokens, const Ev
     const int64_t count = std::min(piece, total - begin);
     const Tensor ids = read_tokens(tokens, begin, count);
     auto forward = model.forward(ids.narrow(0, 0, count).view({1, count}), std::move(memory),
-                                 {.dtype = options.dtype, .remember = Remember::kKeysValues});
+                                 {.dtype = options.dtype, .remember = Remember::kKeysValues, .hidden_only = true});
     sums.add(forward, ids.narrow(0, 1, count));
     memory = std::move(forward.memory);
   }
 }
 
-// `rows` windows of `length` inputs, side by side. A window whose logits would be too large is read in pieces.
+// `rows` windows of `length` inputs, side by side. A window that is too long for one call is read in pieces.
 void evaluate_windows(const Model& model, const Tensor& ids, int64_t rows, int64_t length, const EvalOptions& options,
                       Sums& sums) {
   const Tensor inputs = ids.narrow(0, 0, rows * length).view({rows, length});
   const Tensor targets = ids.narrow(0, 1, rows * length).view({rows, length});
-  const int64_t piece = std::min(length, std::max<int64_t>(most_tokens(model.config()) / rows, 1));
+  const int64_t piece = std::min(length, std::max<int64_t>(kMostTokens / rows, 1));
   Memory memory;
   for (int64_t begin = 0; begin < length; begin += piece) {
     const int64_t count = std::min(piece, length - begin);
-    auto forward = model.forward(
-        inputs.narrow(1, begin, count).contiguous(), std::move(memory),
-        {.dtype = options.dtype, .remember = piece < length ? Remember::kKeysValues : Remember::kNothing});
+    auto forward = model.forward(inputs.narrow(1, begin, count).contiguous(), std::move(memory),
+                                 {.dtype = options.dtype,
+                                  .remember = piece < length ? Remember::kKeysValues : Remember::kNothing,
+                                  .hidden_only = true});
     sums.add(forward, targets.narrow(1, begin, count).flatten());
     memory = std::move(forward.memory);
   }
@@ -97,7 +97,7 @@ void evaluate_texts(const Model& model, const data::TokenFile& tokens, const Eva
                     Sums& sums) {
   const int64_t block = options.block;
   RMOE_CHECK(block > 0, "evaluate: the llama family needs a block length, got ", block);
-  const int64_t fitting = std::max<int64_t>(most_tokens(model.config()) / block, 1);
+  const int64_t fitting = std::max<int64_t>(kMostTokens / block, 1);
   const int64_t wanted = options.batch > 0 ? options.batch : std::max<int64_t>(kBatchTokens / block, 1);
   const int64_t batch = std::min(wanted, fitting), windows = total / block;
   for (int64_t window = 0; window < windows; window += batch) {
@@ -128,7 +128,7 @@ EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const Eva
              tokens.header().vocab_size, " ids, the model's ", config.vocab_size);
   int64_t total = tokens.size() - 1;
   if (options.max_tokens > 0) total = std::min(total, options.max_tokens);
-  Sums sums(options, total);
+  Sums sums(model, options, total);
   if (config.family == Family::kSpan) {
     evaluate_stream(model, tokens, options, total, sums);
   } else {
@@ -161,8 +161,7 @@ int64_t inference_piece(const ModelConfig& config) {
   // The span kernel multiplies each query with all keys of its piece: much longer than the span is waste, much shorter
   // leaves too few rows to each expert.
   const int64_t span_piece = std::clamp<int64_t>(config.span.span, 256, 1024);
-  const int64_t piece = config.family == Family::kSpan ? span_piece : 2 * kBatchTokens;
-  return std::min(piece, most_tokens(config));
+  return config.family == Family::kSpan ? span_piece : 2 * kBatchTokens;
 }
 
 }  // namespace rmoe

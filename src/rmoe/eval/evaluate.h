@@ -44,8 +44,7 @@ double bits_per_character(const EvalResult& result, const data::TokenHeader& hea
 double word_perplexity(const EvalResult& result, const data::TokenHeader& header);     // NaN: words are unknown
 double perplexity(const EvalResult& result);                                           // per token
 
-// Tokens of one text that a model reads at once in inference, so that attention scores and logits keep to a bounded
-// size.
+// Tokens of one text that a model reads at once in inference, so that attention scores keep to a bounded size.
 int64_t inference_piece(const ModelConfig& config);
 
 }  // namespace rmoe

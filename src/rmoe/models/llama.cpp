@@ -7,6 +7,7 @@
 #include "rmoe/models/families.h"
 #include "rmoe/nn/moe_block.h"
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/norm.h"
 
 namespace rmoe {
 namespace {
@@ -102,21 +103,21 @@ class LlamaModel : public Model {
     };
     x = run_layers(std::move(x), tokens_BS, options, step, result.trace);
     if (options.last_logits_only) x = x.narrow(1, S - 1, 1);
-    result.logits_TV = affine(norm(x, norm_D_).reshape({-1, D}), head_VD_);
+    put_output(result, norm(x, norm_D_).reshape({-1, D}), options);
     return result;
   }
+
+  Linear head() const override { return {.weight_OI = head_VD_, .bias_O = {}}; }
 
  private:
   nn::LayerResult layer(size_t i, const Tensor& x_BSD, routing::RouterCarry carry, const LayerInput& in,
                         const Rotary& rotary, nn::KvCache* cache) const {
     const Layer& l = layers_[i];
     const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
-    const auto dropped = [&](const Tensor& y, Site site) {
-      return in.context.training ? dropout(y, config_.dropout, key(site)) : y;
-    };
     nn::LayerResult out;
-    out.x = x_BSD + dropped(attention(l, norm(x_BSD, l.input_norm_D), rotary, cache), kAttention);
-    const Tensor n = norm(out.x, l.output_norm_D);
+    const double p = in.context.training ? config_.dropout : 0.0;
+    const Tensor attended = attention(l, norm(x_BSD, l.input_norm_D), rotary, cache);
+    const auto [sum, n] = add_rms_norm(x_BSD, attended, l.output_norm_D, config_.llama.norm_eps, p, key(kAttention));
     Tensor y;
     if (l.moe) {
       auto moe = l.moe->forward(n.reshape({-1, n.size(-1)}), std::move(carry), in.context, key(kInner));
@@ -128,13 +129,11 @@ class LlamaModel : public Model {
       y = (*l.mlp)(n);
       out.carry = std::move(carry);
     }
-    out.x = out.x + dropped(y, kOutput);
+    out.x = sum + dropout(y, p, key(kOutput));
     return out;
   }
 
-  Tensor norm(const Tensor& x, const Tensor& weight_D) const {
-    return at::rms_norm(x, {x.size(-1)}, weight_D.to(x.scalar_type()), config_.llama.norm_eps);
-  }
+  Tensor norm(const Tensor& x, const Tensor& weight_D) const { return rms_norm(x, weight_D, config_.llama.norm_eps); }
 
   // `cache` is null where nothing is remembered.
   Tensor attention(const Layer& layer, const Tensor& x_BSD, const Rotary& rotary, nn::KvCache* cache) const {

@@ -1,10 +1,12 @@
-// A language model: tokens in, logits out, with everything it remembers passed and returned as values.
+// A language model: tokens in, logits (or what they are made of) out, with everything it remembers passed and returned
+// as values.
 #pragma once
 
 #include "rmoe/config/model.h"
 #include "rmoe/nn/kv_cache.h"
 #include "rmoe/nn/moe_block.h"
 #include "rmoe/nn/recompute.h"
+#include "rmoe/ops/linear.h"
 
 namespace rmoe {
 
@@ -30,6 +32,7 @@ struct ForwardOptions {
   at::ScalarType dtype = at::kFloat;  // of the hidden states; fp32, bf16 or fp64
   Remember remember = Remember::kNothing;
   bool last_logits_only = false;       // logits of each sequence's last position only
+  bool hidden_only = false;            // hidden_TD in place of logits_TV: for a loss that never holds the logits
   bool recompute = false;              // keep each layer's inputs only and run it again in backward
   bool generating = false;             // the rest of the text comes later: no choice may depend on it
   Tensor valid_BS = {};                // bool; false: padding behind a sequence's end, which is routed nowhere
@@ -38,6 +41,7 @@ struct ForwardOptions {
 
 struct ForwardResult {
   Tensor logits_TV;  // [B*S, V], or [B, V] with last_logits_only; in the compute dtype
+  Tensor hidden_TD;  // with hidden_only: what head() makes the logits of
   Memory memory;
   routing::RoutingTrace trace;  // one entry per MoE layer
 };
@@ -50,11 +54,22 @@ class Model {
   // tokens_BS int64, ids below the vocabulary. A memory must come from calls with the same `remember` and batch.
   virtual ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const = 0;
 
+  // The map from hidden_TD to logits: weight [V, D] and, in the span family, a bias.
+  virtual Linear head() const = 0;
+
   const ModelConfig& config() const { return config_; }
   const routing::Pipeline& routing() const { return *pipeline_; }
   routing::Pipeline& routing() { return *pipeline_; }
 
  protected:
+  // The end of a forward pass: of the last hidden states [T, D], what the options ask for.
+  void put_output(ForwardResult& result, const Tensor& hidden_TD, const ForwardOptions& options) const {
+    if (options.hidden_only) {
+      result.hidden_TD = hidden_TD;
+    } else {
+      result.logits_TV = head()(hidden_TD);
+    }
+  }
   // What all layers of a forward pass share. A value: with recomputation it lives until backward.
   struct LayerInput {
     DropoutKey dropout_key;

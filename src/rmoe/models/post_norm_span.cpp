@@ -5,6 +5,7 @@
 #include "rmoe/models/families.h"
 #include "rmoe/nn/moe_block.h"
 #include "rmoe/ops/linear.h"
+#include "rmoe/ops/norm.h"
 #include "rmoe/ops/span_attention.h"
 
 namespace rmoe {
@@ -17,8 +18,9 @@ struct LayerNorm {
   LayerNorm(int64_t width, const ParamScope& scope)
       : weight_D(scope.add("weight", {width}, Init::ones(), {.matmul = false})),
         bias_D(scope.add("bias", {width}, Init::zeros(), {.matmul = false})) {}
-  Tensor operator()(const Tensor& x) const {
-    return at::layer_norm(x, {x.size(-1)}, weight_D.to(x.scalar_type()), bias_D.to(x.scalar_type()), kNormEps);
+  // Of x + dropout(branch).
+  Tensor operator()(const Tensor& x, const Tensor& branch, double p = 0, DropoutKey key = {}) const {
+    return add_layer_norm(x, branch, weight_D, bias_D, kNormEps, p, key).normed;
   }
   Tensor weight_D, bias_D;
 };
@@ -95,28 +97,27 @@ class SpanModel : public Model {
       }
     }
     if (options.last_logits_only) h = h.narrow(1, h.size(1) - 1, 1);
-    result.logits_TV = head_(h.reshape({-1, D}));
+    put_output(result, h.reshape({-1, D}), options);
     return result;
   }
+
+  Linear head() const override { return head_; }
 
  private:
   nn::LayerResult layer(size_t i, const Tensor& h_BMD, routing::RouterCarry carry, const LayerInput& in,
                         const Tensor& past_BSD, nn::KvCache* cache) const {
     const Layer& l = layers_[i];
     const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
-    const auto dropped = [&](const Tensor& x, Site site) {
-      return in.context.training ? dropout(x, config_.dropout, key(site)) : x;
-    };
     nn::LayerResult out;
     const double p = in.context.training ? config_.dropout : 0.0;
-    const Tensor h = l.norm1(h_BMD + attention(l, h_BMD, past_BSD, cache, p, key(kAttention)));
+    const Tensor h = l.norm1(h_BMD, attention(l, h_BMD, past_BSD, cache, p, key(kAttention)));
     if (l.moe) {
       auto moe = l.moe->forward(h.reshape({-1, h.size(-1)}), std::move(carry), in.context, key(kInner));
-      out.x = l.norm2(h + l.norm_moe(h + dropped(moe.y_TD.view(h.sizes()), kOutput)));
+      out.x = l.norm2(h, l.norm_moe(h, moe.y_TD.view(h.sizes()), p, key(kOutput)));
       out.carry = std::move(moe.carry);
       out.routing = std::move(moe.routing);
     } else {
-      out.x = l.norm3(h + l.dense_out(dropped(l.dense_in(h).relu(), kInner)));
+      out.x = l.norm3(h, l.dense_out(dropout(l.dense_in(h).relu(), p, key(kInner))));
       out.carry = std::move(carry);
     }
     return out;

@@ -5,6 +5,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
+#include "rmoe/ops/linear_cross_entropy.h"
 #include "rmoe/ops/runtime.h"
 
 namespace rmoe {
@@ -122,6 +123,7 @@ ForwardOptions Trainer::forward_options(int64_t micro) const {
           .dropout_key = dropout_key(micro),
           .dtype = dtype(),
           .remember = config_.model.family == Family::kSpan ? Remember::kHidden : Remember::kNothing,
+          .hidden_only = true,
           .recompute = config_.train.recompute == Recompute::kLayer};
 }
 
@@ -159,15 +161,17 @@ StepSums Trainer::step() {
     const int64_t bytes_before = tensor_bytes();
     auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro));
     memory = std::move(result.memory);
-    const Tensor loss = at::cross_entropy_loss(result.logits_TV.to(at::kFloat), tokens.targets);
+    const Linear head = model_->head();
+    const Tensor loss =
+        linear_cross_entropy(result.hidden_TD, head.weight_OI, head.bias_O, tokens.targets, {.scale = share}).loss;
     const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
     activation_bytes_ = tensor_bytes() - bytes_before;
-    sums.loss += loss.item<double>() * share;
+    sums.loss += loss.item<double>();
     sums.balance += balance.item<double>() * share;
     if (config_.train.routing_stats) sums.routing.add(result.trace);
     statistics.add(routing.statistics(result.trace));
     if (!std::isfinite(sums.loss + sums.balance)) break;
-    ((loss + balance) * share).backward();
+    (loss + balance * share).backward();
   }
   const bool finite = std::isfinite(sums.loss + sums.balance);
   if (finite) sums.gradient_norm = optimizer_.gradient_norm();

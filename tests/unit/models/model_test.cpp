@@ -184,6 +184,14 @@ TEST_P(EveryModel, PaddingBehindATextChangesNothingBeforeIt) {
               1e-12);
 }
 
+TEST_P(EveryModel, TheHeadMakesTheLogitsOfTheHiddenStates) {
+  const Tensor tokens = random_tokens(2, 9, 23, 11);
+  const auto hidden = model_->forward(tokens, {}, {.dtype = at::kDouble, .hidden_only = true});
+  EXPECT_FALSE(hidden.logits_TV.defined());
+  const auto plain = model_->forward(tokens, {}, {.dtype = at::kDouble});
+  EXPECT_TRUE(model_->head()(hidden.hidden_TD).equal(plain.logits_TV));
+}
+
 TEST_P(EveryModel, RecordedChoicesReplay) {
   const Tensor tokens = random_tokens(2, 9, 23, 11);
   const auto plain = model_->forward(tokens, {}, {.dtype = at::kDouble});

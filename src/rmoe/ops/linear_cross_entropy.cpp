@@ -1,0 +1,111 @@
+#include "rmoe/ops/linear_cross_entropy.h"
+
+#include "rmoe/base/error.h"
+#include "rmoe/ops/reference/linear_cross_entropy.h"
+
+namespace rmoe {
+namespace {
+
+using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                           int64_t, double, double);
+using WithGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                                         const std::optional<Tensor>&, const Tensor&,
+                                                                         int64_t, double, double);
+
+void check(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const Tensor& targets,
+           int64_t ignore_index) {
+  RMOE_CHECK(x.dim() == 2, "linear_cross_entropy: x must be [T, D], got ", x.sizes());
+  RMOE_CHECK(w.dim() == 2 && w.size(1) == x.size(1) && w.numel() > 0, "linear_cross_entropy: w must be [V, ", x.size(1),
+             "] and not empty, got ", w.sizes());
+  RMOE_CHECK(!b || (b->dim() == 1 && b->size(0) == w.size(0)), "linear_cross_entropy: b must be [", w.size(0),
+             "], got ", b->sizes());
+  RMOE_CHECK(targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong,
+             "linear_cross_entropy: targets must be int64 [", x.size(0), "], got ", targets.scalar_type(), " ",
+             targets.sizes());
+  if (targets.is_meta()) return;
+  const Tensor outside = targets.lt(0).logical_or_(targets.ge(w.size(0))).logical_and_(targets.ne(ignore_index));
+  RMOE_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: target ",
+             targets.masked_select(outside)[0].item<int64_t>(), " is outside [0, ", w.size(0), ") and is not ",
+             ignore_index, ", which marks ignored tokens");
+}
+
+Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
+  Tensor t = std::move(ctx->saved_data.at(name)).toTensor();
+  ctx->saved_data.erase(name);
+  return t;
+}
+
+class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossEntropyFunction> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                                                const std::optional<Tensor>& b, const Tensor& targets,
+                                                int64_t ignore_index, double z_loss, double scale) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("rmoe::linear_cross_entropy_gradients", "")
+                               .typed<WithGradients>();
+    auto [loss, losses, dx, dw, db] = op.call(x, w, b, targets, ignore_index, z_loss, scale);
+    // Not as saved variables: without a further owner, the leaf takes the memory of its gradient over as it is.
+    ctx->saved_data["dx"] = std::move(dx);
+    ctx->saved_data["dw"] = std::move(dw);
+    if (b) ctx->saved_data["db"] = std::move(db);
+    ctx->mark_non_differentiable({losses});
+    return {loss, losses};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    RMOE_CHECK(ctx->saved_data.count("dx") > 0,
+               "linear_cross_entropy: a second backward; the gradients made in the forward pass are handed out once");
+    torch::autograd::variable_list result = {take(ctx, "dx"), take(ctx, "dw"), Tensor(), Tensor(),
+                                             Tensor(),        Tensor(),        Tensor()};
+    if (ctx->saved_data.count("db") > 0) result[2] = take(ctx, "db");
+    const auto factor = grads[0].item<double>();
+    for (Tensor& t : result) {
+      if (t.defined() && factor != 1) t.mul_(factor);
+    }
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const Tensor& w,
+                                                         const std::optional<Tensor>& b, const Tensor& targets,
+                                                         int64_t ignore_index, double z_loss, double scale) {
+  check(x, w, b, targets, ignore_index);
+  const bool differentiable = x.requires_grad() || w.requires_grad() || (b && b->requires_grad());
+  if (at::GradMode::is_enabled() && differentiable) {
+    const auto out = LinearCrossEntropyFunction::apply(x, w, b, targets, ignore_index, z_loss, scale);
+    return {out[0], out[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::linear_cross_entropy", "").typed<Forward>();
+  return op.call(x, w, b, targets, ignore_index, z_loss, scale);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(rmoe, m) {
+  m.def(
+      "linear_cross_entropy(Tensor x, Tensor w, Tensor? b, Tensor targets, int ignore_index, float z_loss,"
+      " float scale) -> (Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_gradients(Tensor x, Tensor w, Tensor? b, Tensor targets, int ignore_index, float z_loss,"
+      " float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(rmoe, CompositeExplicitAutograd, m) {
+  m.impl("linear_cross_entropy", &reference::linear_cross_entropy);
+  m.impl("linear_cross_entropy_gradients", &reference::linear_cross_entropy_gradients);
+}
+TORCH_LIBRARY_IMPL(rmoe, Autograd, m) { m.impl("linear_cross_entropy", &linear_cross_entropy_autograd); }
+
+LinearCrossEntropy linear_cross_entropy(const Tensor& x_TD, const Tensor& w_VD, const Tensor& b_V,
+                                        const Tensor& targets_T, const LinearCrossEntropyOptions& options) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::linear_cross_entropy", "").typed<Forward>();
+  auto [loss, losses] = op.call(x_TD, w_VD, b_V.defined() ? std::optional<Tensor>(b_V) : std::nullopt, targets_T,
+                                options.ignore_index, options.z_loss, options.scale);
+  return {loss, losses};
+}
+
+}  // namespace rmoe

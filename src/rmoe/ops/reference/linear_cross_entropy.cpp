@@ -1,0 +1,65 @@
+#include "rmoe/ops/reference/linear_cross_entropy.h"
+
+#include <algorithm>
+
+#include "rmoe/ops/affine.h"
+
+namespace rmoe::reference {
+namespace {
+
+constexpr int64_t kLogits = int64_t{1} << 24;  // held at a time
+
+struct Gradients {
+  Tensor dx, dw, db;
+};
+
+std::tuple<Tensor, Tensor> compute(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
+                                   const Tensor& targets, int64_t ignore_index, double z_loss, double scale,
+                                   Gradients* gradients) {
+  const int64_t tokens = x.size(0), V = w.size(0), step = std::max<int64_t>(kLogits / V, 1);
+  const auto dtype = x.scalar_type(), precise = at_least_fp32(dtype);
+  const Tensor weight = w.to(dtype), counts = targets.ne(ignore_index);
+  const auto bias = b ? std::optional<Tensor>(b->to(dtype)) : std::nullopt;
+  // Of each token that counts: scale / their number.
+  const Tensor share = scale / counts.sum().clamp_min(1).to(precise);
+  Tensor losses = at::empty({tokens}, x.options().dtype(precise));
+  Tensor loss = at::zeros({}, losses.options());
+  for (int64_t begin = 0; begin < tokens; begin += step) {
+    const int64_t n = std::min(step, tokens - begin);
+    const Tensor x_n = x.narrow(0, begin, n), counts_n = counts.narrow(0, begin, n);
+    const Tensor target_n = targets.narrow(0, begin, n).masked_fill(counts_n.logical_not(), 0).unsqueeze(1);
+    Tensor logits = at::linear(x_n, weight, bias).to(precise);
+    const Tensor lse = logits.logsumexp(-1);
+    const Tensor loss_n = (lse - logits.gather(1, target_n).squeeze(1)).masked_fill(counts_n.logical_not(), 0);
+    losses.narrow(0, begin, n).copy_(loss_n);
+    loss += (loss_n + (z_loss * lse.square()).masked_fill(counts_n.logical_not(), 0)).sum() * share;
+    if (!gradients) continue;
+    const Tensor share_n = (share * counts_n).unsqueeze(1);
+    Tensor d_logits = logits.sub_(lse.unsqueeze(1)).exp_().mul_(share_n * (1 + 2 * z_loss * lse.unsqueeze(1)));
+    d_logits = d_logits.scatter_add_(1, target_n, -share_n).to(dtype);
+    gradients->dx.narrow(0, begin, n).copy_(d_logits.mm(weight));
+    gradients->dw += d_logits.t().mm(x_n);
+    if (b) gradients->db += d_logits.sum(0);
+  }
+  return {loss, losses};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
+                                                const Tensor& targets, int64_t ignore_index, double z_loss,
+                                                double scale) {
+  return compute(x, w, b, targets, ignore_index, z_loss, scale, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_gradients(const Tensor& x, const Tensor& w,
+                                                                                  const std::optional<Tensor>& b,
+                                                                                  const Tensor& targets,
+                                                                                  int64_t ignore_index, double z_loss,
+                                                                                  double scale) {
+  Gradients g{at::empty_like(x), at::zeros_like(w), b ? at::zeros_like(*b) : at::empty({0}, w.options())};
+  auto [loss, losses] = compute(x, w, b, targets, ignore_index, z_loss, scale, &g);
+  return {loss, losses, g.dx, g.dw, g.db};
+}
+
+}  // namespace rmoe::reference

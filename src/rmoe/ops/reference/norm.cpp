@@ -1,0 +1,50 @@
+#include "rmoe/ops/reference/norm.h"
+
+#include "rmoe/ops/affine.h"
+#include "rmoe/ops/dropout.h"
+
+namespace rmoe::reference {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm(const Tensor& x, const std::optional<Tensor>& branch,
+                                                const Tensor& weight, const std::optional<Tensor>& bias, double eps,
+                                                double dropout_p, int64_t dropout_key) {
+  Tensor sum = x;
+  if (branch) {
+    Tensor kept = branch->clone(at::MemoryFormat::Contiguous);
+    dropout_(kept, dropout_p, DropoutKey{static_cast<uint64_t>(dropout_key)}, 0);
+    sum = x + kept;
+  }
+  Tensor wide = at_least_fp32(sum), mean = at::empty({0}, wide.options());
+  const auto precise = wide.scalar_type();
+  if (bias) {
+    mean = wide.mean(-1);
+    wide = wide - mean.unsqueeze(-1);
+  }
+  const Tensor rstd = (wide.square().mean(-1) + eps).rsqrt();
+  Tensor normed = wide * rstd.unsqueeze(-1) * weight.to(precise);
+  if (bias) normed = normed + bias->to(precise);
+  return {branch ? sum : at::empty({0}, x.options()), normed.to(x.scalar_type()), mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const std::optional<Tensor>& grad_sum,
+                                                         const Tensor& sum, const Tensor& weight,
+                                                         const std::optional<Tensor>& bias, const Tensor& mean,
+                                                         const Tensor& rstd, double dropout_p, int64_t dropout_key) {
+  const Tensor g = at_least_fp32(grad), wide = at_least_fp32(sum), scale = rstd.unsqueeze(-1);
+  const Tensor normed = (bias ? wide - mean.unsqueeze(-1) : wide) * scale;
+  const Tensor weighted = g * weight.to(g.scalar_type());
+  Tensor dx = weighted - normed * (weighted * normed).mean(-1, /*keepdim=*/true);
+  if (bias) dx = dx - weighted.mean(-1, /*keepdim=*/true);
+  dx = dx * scale;
+  if (grad_sum) dx = dx + *grad_sum;
+  dx = dx.to(sum.scalar_type());
+  Tensor dbranch = at::empty({0}, dx.options());
+  if (dropout_p > 0) {
+    dbranch = dx.clone(at::MemoryFormat::Contiguous);
+    dropout_(dbranch, dropout_p, DropoutKey{static_cast<uint64_t>(dropout_key)}, 0);
+  }
+  const auto over_rows = [&](const Tensor& t) { return t.reshape({-1, t.size(-1)}).sum(0).to(weight.scalar_type()); };
+  return {dx, dbranch, over_rows(g * normed), bias ? over_rows(g) : at::empty({0}, weight.options())};
+}
+
+}  // namespace rmoe::reference
