@@ -21,6 +21,7 @@ LAYERS = [
     ["models"],
     ["eval", "compare", "hf", "analysis"],
     ["train"],  # evaluates with eval
+    ["bench"],  # measures them all
     ["cli"],
 ]
 TORCH_FREE = ["base", "kernels", "config", "data", "io", "compare", "cli"]

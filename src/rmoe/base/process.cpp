@@ -1,6 +1,7 @@
 #include "rmoe/base/process.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -35,6 +36,11 @@ int64_t memory_now_bytes() {
 int64_t memory_peak_bytes() {
   const std::string kib = line_after("/proc/self/status", "VmHWM");
   return kib.empty() ? 0 : std::strtoll(kib.c_str(), nullptr, 10) * 1024;
+}
+
+int64_t page_faults() {
+  rusage usage{};
+  return ::getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_minflt : 0;
 }
 
 int64_t memory_total_bytes() {

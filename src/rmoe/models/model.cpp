@@ -3,6 +3,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/models/families.h"
 #include "rmoe/models/size.h"
+#include "rmoe/ops/region.h"
 
 namespace rmoe {
 
@@ -70,6 +71,7 @@ Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions
   for (int64_t i = 0; i < config_.layers; ++i) {
     if (!options.replay_TK.empty() && config_.is_moe(i)) in.context.replay_TK = options.replay_TK[trace.size()];
     const auto layer = [step, i, in](const Tensor& h, routing::RouterCarry carried) {
+      const Region region("layer", i);
       return step(static_cast<size_t>(i), h, std::move(carried), in);
     };
     if (inputs) inputs->push_back(x);

@@ -1,10 +1,14 @@
 #include "rmoe/train/machine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
 #include <mutex>
 
+#include "rmoe/base/process.h"
+#include "rmoe/kernels/cpu/linear.h"
 #include "rmoe/kernels/cpu/peak.h"
 #include "rmoe/ops/torch.h"
 
@@ -49,25 +53,40 @@ double loop_rate(kernels::PeakLoop loop) {
   return best_rate(0.04, [&] { return all(rounds); });
 }
 
-// The largest product of square matrices that takes a few hundredths of a second at most.
-double mm_rate(at::ScalarType dtype, double expected_rate) {
+// The size of the largest product of square matrices that takes a few hundredths of a second at most.
+int64_t product_size(double expected_rate) {
   int64_t n = 512;
   while (n < 4096 && 2.0 * static_cast<double>(8 * n * n * n) / expected_rate < 0.02) n *= 2;
+  return n;
+}
+
+// Products of square matrices of T: torch's, and our kernels' where they run on this CPU.
+template <class T>
+double product_rate(at::ScalarType dtype, double expected_rate) {
+  const int64_t n = product_size(expected_rate);
   const Tensor a = at::ones({n, n}, dtype), b = at::ones({n, n}, dtype);
   Tensor out = at::empty({n, n}, dtype);
-  return best_rate(0.08, [&] {
+  const double operations = 2.0 * static_cast<double>(n * n * n);
+  const double torch_rate = best_rate(0.08, [&] {
     at::mm_out(out, a, b);
-    return 2.0 * static_cast<double>(n * n * n);
+    return operations;
   });
+  const kernels::LinearKernels<T>* ours = kernels::linear_kernels<T>();
+  if (!ours) return torch_rate;
+  const auto data = [](const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
+  return std::max(torch_rate, best_rate(0.08, [&] {
+                    ours->forward(data(out), data(a), {.master = nullptr, .narrow = data(b)}, nullptr, n, n, n);
+                    return operations;
+                  }));
 }
 
 double measure(Precision precision) {
   const at::NoGradGuard no_grad;
   const double fp32 = loop_rate(kernels::fp32_peak_loop());
-  if (precision == Precision::kFp32) return std::max(fp32, mm_rate(at::kFloat, fp32));
+  if (precision == Precision::kFp32) return std::max(fp32, product_rate<float>(at::kFloat, fp32));
   const kernels::PeakLoop loop = kernels::bf16_peak_loop();
   const double bf16 = loop.run ? loop_rate(loop) : 0;
-  return std::max(bf16, mm_rate(at::kBFloat16, std::max(bf16, fp32)));
+  return std::max(bf16, product_rate<kernels::Bf16>(at::kBFloat16, std::max(bf16, fp32)));
 }
 
 }  // namespace
@@ -78,6 +97,32 @@ double measured_peak_flops(Precision precision) {
   const std::lock_guard lock(mutex);
   double& rate = known[{precision, at::get_num_threads()}];
   if (rate == 0) rate = measure(precision);
+  return rate;
+}
+
+MemoryRate measured_memory_rate() {
+  constexpr int64_t kLeast = int64_t{64} << 20, kMost = int64_t{1} << 30;
+  int64_t total = std::clamp<int64_t>(4 * std::max<int64_t>(0, ::sysconf(_SC_LEVEL3_CACHE_SIZE)), kLeast, kMost);
+  if (const int64_t memory = memory_total_bytes(); memory > 0) total = std::min(total, std::max(kLeast, memory / 16));
+  const int64_t n = total / 3 / 64 * 16;  // floats per array, whole cache lines
+  const Tensor a = at::zeros({n}, at::kFloat), b = at::ones({n}, at::kFloat), c = at::ones({n}, at::kFloat);
+  float* a_n = a.mutable_data_ptr<float>();
+  const float *b_n = b.const_data_ptr<float>(), *c_n = c.const_data_ptr<float>();
+  constexpr int64_t kGrain = 1 << 16;
+  MemoryRate rate;
+  rate.triad = best_rate(0.2, [&] {
+    at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+      kernels::triad(a_n + begin, b_n + begin, c_n + begin, end - begin);
+    });
+    return 3.0 * sizeof(float) * static_cast<double>(n);
+  });
+  const auto* words = static_cast<const uint64_t*>(b.const_data_ptr());
+  rate.read = best_rate(0.2, [&] {
+    at::parallel_for(0, n / 2, kGrain, [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const volatile uint64_t sum = kernels::read_all(words + begin, end - begin);
+    });
+    return static_cast<double>(sizeof(float)) * static_cast<double>(n);
+  });
   return rate;
 }
 

@@ -19,6 +19,7 @@
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
+#include "rmoe/kernels/cpu/isa.h"
 #include "rmoe/models/size.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/train/machine.h"
@@ -153,7 +154,7 @@ class Run {
     log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", stage ",
              config_.model.moe.stage.kind(), ", router ", config_.model.moe.router.kind(), ", ", size_.params,
              " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
-             at::get_num_threads(), " threads");
+             at::get_num_threads(), " threads, kernels for ", kernels::isa_name(kernels::cpu_isa()));
     log_info("data: ", config_.data.path, ", ", data_.train.size(), " training tokens, ", data_.tokenizer->describe());
     if (config_.train.sample.length > 0 && !trainer_.model().routing().causal()) {
       log_info("no samples: selection '", config_.model.moe.selection.kind(), "' chooses among tokens to come");

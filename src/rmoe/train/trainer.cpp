@@ -6,6 +6,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/ops/linear_cross_entropy.h"
+#include "rmoe/ops/region.h"
 #include "rmoe/ops/runtime.h"
 
 namespace rmoe {
@@ -159,8 +160,10 @@ StepSums Trainer::step() {
     Memory& memory = memories_[static_cast<size_t>(micro)];
     if (batch.fresh) memory = {};
     const int64_t bytes_before = tensor_bytes();
+    std::optional<Region> region(std::in_place, "forward");
     auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro));
     memory = std::move(result.memory);
+    region.emplace("loss");
     const Linear head = model_->head();
     const Tensor loss =
         linear_cross_entropy(result.hidden_TD, head.weight_OI, head.bias_O, tokens.targets, {.scale = share}).loss;
@@ -168,21 +171,29 @@ StepSums Trainer::step() {
     activation_bytes_ = tensor_bytes() - bytes_before;
     sums.loss += loss.item<double>();
     sums.balance += balance.item<double>() * share;
+    region.emplace("statistics");
     if (config_.train.routing_stats) sums.routing.add(result.trace);
     statistics.add(routing.statistics(result.trace));
     if (!std::isfinite(sums.loss + sums.balance)) break;
+    region.emplace("backward");
     (loss + balance * share).backward();
   }
   const bool finite = std::isfinite(sums.loss + sums.balance);
-  if (finite) sums.gradient_norm = optimizer_.gradient_norm();
+  if (finite) {
+    const Region region("gradient norm");
+    sums.gradient_norm = optimizer_.gradient_norm();
+  }
   if (!finite || !std::isfinite(sums.gradient_norm)) {
     throw Error(Exit::kDiverged,
                 str("train: step ", steps_ + 1, ": the ", finite ? "gradient norm" : "loss", " is ",
                     finite ? sums.gradient_norm : sums.loss + sums.balance, "; no checkpoint was touched"),
                 "lower train.optimizer.lr, lengthen train.schedule.warmup or set train.optimizer.clip");
   }
-  optimizer_.step(learning_rate(), sums.gradient_norm);
-  optimizer_.zero_gradients();
+  {
+    const Region region("optimizer");
+    optimizer_.step(learning_rate(), sums.gradient_norm);
+    optimizer_.zero_gradients();
+  }
   ++steps_;
   routing.update(statistics, {.step = steps_, .steps = config_.train.steps});
   return sums;

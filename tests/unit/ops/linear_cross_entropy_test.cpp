@@ -66,16 +66,16 @@ TEST_P(LinearCrossEntropyOp, IsAsAccurateAsThePlainFormula) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Inputs in(GetParam(), dtype);
     const auto exact = formula(in.wide()), plain = formula(in);
-    test::for_each_isa([&] {
+    testing::for_each_isa([&] {
       const auto ours = run(in);
       ASSERT_EQ(ours.size(), exact.size());
       const char* names[] = {"loss", "losses", "dx", "dw", "db"};
-      for (size_t i = 0; i < ours.size(); ++i) test::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+      for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
       EXPECT_EQ(ours[3].scalar_type(), at::kFloat);
       const at::NoGradGuard no_grad;
       const auto without = linear_cross_entropy(in.x, in.w, in.b, in.targets, kOptions);
-      test::expect_as_accurate("loss without gradients", without.loss, plain[0], exact[0]);
-      test::expect_as_accurate("losses without gradients", without.losses_T, plain[1], exact[1]);
+      testing::expect_as_accurate("loss without gradients", without.loss, plain[0], exact[0]);
+      testing::expect_as_accurate("losses without gradients", without.losses_T, plain[1], exact[1]);
     });
   }
 }
@@ -92,7 +92,7 @@ TEST(LinearCrossEntropy, OneTokenIsRoundedToItsDtype) {
       const Inputs in({1, 1, V, true}, dtype);
       const auto exact = formula(in.wide());
       const double tolerance = dtype == at::kFloat ? 1e-6 : 0x1p-7;
-      test::for_each_isa([&] {
+      testing::for_each_isa([&] {
         const auto ours = run(in);
         for (size_t i = 0; i < ours.size(); ++i) {
           EXPECT_TRUE(at::allclose(ours[i].to(at::kDouble), exact[i], tolerance, tolerance / 8)) << i << ", V " << V;
@@ -141,17 +141,17 @@ TEST(LinearCrossEntropy, TargetsOfTinyProbabilityStayFinite) {
     in.x = in.x * 64;
     const auto exact = formula(in.wide()), plain = formula(in);
     ASSERT_GT(exact[1].max().item<double>(), 100);
-    test::for_each_isa([&] {
+    testing::for_each_isa([&] {
       const auto ours = run(in);
       for (size_t i = 0; i < ours.size(); ++i) {
-        test::expect_as_accurate(std::to_string(i).c_str(), ours[i], plain[i], exact[i]);
+        testing::expect_as_accurate(std::to_string(i).c_str(), ours[i], plain[i], exact[i]);
       }
     });
   }
 }
 
 TEST(LinearCrossEntropy, NothingToCountIsZero) {
-  test::for_each_isa([&] {
+  testing::for_each_isa([&] {
     Inputs in({5, 3, 4, true}, at::kFloat);
     in.targets.fill_(-100);
     for (const Tensor& result : run(in)) EXPECT_TRUE(result.eq(0).all().item<bool>());
@@ -159,7 +159,7 @@ TEST(LinearCrossEntropy, NothingToCountIsZero) {
 }
 
 TEST(LinearCrossEntropy, NotANumberStaysOne) {
-  test::for_each_isa([&] {
+  testing::for_each_isa([&] {
     Inputs in({5, 3, 40, true}, at::kFloat);
     in.x[2][1] = std::numeric_limits<float>::quiet_NaN();
     EXPECT_TRUE(linear_cross_entropy(in.x, in.w, in.b, in.targets).loss.isnan().item<bool>());

@@ -86,11 +86,11 @@ TEST_P(NormOp, IsAsAccurateAsThePlainFormula) {
     const Inputs in(GetParam(), dtype);
     const double p = GetParam().dropout;
     const auto exact = formula(in.wide(), p), plain = formula(in, p);
-    test::for_each_isa([&] {
+    testing::for_each_isa([&] {
       const auto ours = run(in, p);
       ASSERT_EQ(ours.size(), exact.size());
       for (size_t i = 0; i < ours.size(); ++i) {
-        test::expect_as_accurate(ours[i].first, ours[i].second, plain[i].second, exact[i].second);
+        testing::expect_as_accurate(ours[i].first, ours[i].second, plain[i].second, exact[i].second);
       }
       EXPECT_EQ(ours[2].second.scalar_type(), at::kFloat);
     });
@@ -134,7 +134,7 @@ TEST(Norm, GradientsMatchFiniteDifferences) {
 }
 
 TEST(Norm, ADroppedBranchIsThatOfDropout) {
-  test::for_each_isa([&] {
+  testing::for_each_isa([&] {
     const Inputs in({300, 44, false, true, 0}, at::kBFloat16);
     const auto out = add_rms_norm(in.x, in.branch, in.weight, kEps, 0.3, kKey);
     EXPECT_TRUE(out.sum.equal(in.x + dropout(in.branch, 0.3, kKey)));

@@ -17,7 +17,7 @@ enum class Isa { kPlain, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 // What this CPU and its operating system support, or less where the environment variable RMOE_CPU_ISA (plain, avx2,
 // avx512, avx512_bf16, amx) says so; it exists for tests. Throws Error on an unknown name and on one beyond this CPU.
 Isa cpu_isa();
-// For tests: goes on with this one, which cpu_isa() must have included at first.
+// For tests and benches: goes on with this one, which cpu_isa() must have included at first.
 void set_cpu_isa(Isa isa);
 const char* isa_name(Isa isa);
 

@@ -67,6 +67,16 @@ __attribute__((target("avx512f,avx512bf16"))) double run_avx512_bf16(int64_t rou
 
 }  // namespace
 
+void triad(float* a, const float* b, const float* c, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) a[i] = b[i] + 0.5f * c[i];
+}
+
+uint64_t read_all(const uint64_t* a, int64_t n) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += a[i];
+  return sum;
+}
+
 PeakLoop fp32_peak_loop() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f")) return {"avx512", &run_avx512};

@@ -178,37 +178,16 @@ void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
   });
 }
 
-// out[r][j - begin] = <a_r, w_j> for R rows of a [R, k] and rows [begin, end) of w; out [R, end - begin].
-template <int64_t R, class W>
-void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
-  constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
-  for (int64_t j = begin; j < end; j += kAtOnce) {
-    const int64_t count = std::min(kAtOnce, end - j);
-    Vec sums[kAtOnce][R];
-    for (auto& row : sums) std::fill(row, row + R, Vec(0.0f));
-    for_each_stretch(k, [&](int64_t i, int64_t n) {
-      Vec columns[R];
-      for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
-      for (int64_t c = 0; c < kAtOnce; ++c) {
-        const Vec value = load(w + (j + std::min(c, count - 1)) * k + i, n);
-        for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
-      }
-    });
-    for (int64_t c = 0; c < count; ++c) {
-      for (int64_t r = 0; r < R; ++r) out[r * ldo + j - begin + c] = sum(sums[c][r]);
-    }
-  }
-}
 // For at most kFewRows rows; out [rows, kFewPiece].
 template <class W>
 void few_rows(float* out, const float* a, int64_t rows, const W* w, int64_t begin, int64_t end, int64_t k) {
   for (int64_t r = 0; r < rows; r += 4) {
     float* out_r = out + r * kFewPiece;
     const float* a_r = a + r * k;
-    if (rows - r == 1) few_dots<1>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r == 2) few_dots<2>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r == 3) few_dots<3>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r >= 4) few_dots<4>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r == 1) few_dots<T, 1>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r == 2) few_dots<T, 2>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r == 3) few_dots<T, 3>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r >= 4) few_dots<T, 4>(out_r, kFewPiece, a_r, w, begin, end, k);
   }
 }
 

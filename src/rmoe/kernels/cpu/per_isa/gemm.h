@@ -514,5 +514,28 @@ inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda,
   }
 }
 
+// out[r][j - begin] = <a_r, w_j> for R rows of a [R, k], in fp32, and rows [begin, end) of w, read in place once and
+// rounded to T as packing would; out [R, ldo]. For so few rows that reading the weights is the work.
+template <class T, int64_t R, class W>
+void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
+  constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
+  for (int64_t j = begin; j < end; j += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, end - j);
+    Vec sums[kAtOnce][R];
+    for (auto& row : sums) std::fill(row, row + R, Vec(0.0f));
+    for_each_stretch(k, [&](int64_t i, int64_t n) {
+      Vec columns[R];
+      for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
+      for (int64_t c = 0; c < kAtOnce; ++c) {
+        const Vec value = round_to<T>(load(w + (j + std::min(c, count - 1)) * k + i, n));
+        for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
+      }
+    });
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t r = 0; r < R; ++r) out[r * ldo + j - begin + c] = sum(sums[c][r]);
+    }
+  }
+}
+
 }  // namespace RMOE_ISA
 }  // namespace rmoe::kernels

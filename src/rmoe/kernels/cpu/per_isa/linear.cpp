@@ -69,28 +69,20 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
   }
 }
 
-// So few rows that reading the weights is the work: each is read once, unpacked. R rows, at most kFewRows.
+// At most kFewRows rows: R.
 constexpr int64_t kFewRows = 4;
 template <int64_t R, class W>
 void few_rows(T* y, const T* x, const W* w, const float* b, int64_t N, int64_t K) {
-  float* wide = scratch<float>(kBlockOfC, R * K);
+  constexpr int64_t kPiece = 64;
+  float* wide = scratch<float>(kRowsOfA, R * K);
   for (int64_t i = 0; i < R * K; ++i) wide[i] = to_float(x[i]);
-  constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
 #pragma omp parallel for schedule(static) if (N * K > 32768)
-  for (int64_t j = 0; j < N; j += kAtOnce) {
-    const int64_t count = std::min(kAtOnce, N - j);
-    Vec sums[kAtOnce][R];
-    for (auto& row : sums) std::fill(row, row + R, Vec(0.0f));
-    for_each_stretch(K, [&](int64_t k, int64_t n) {
-      Vec columns[R];
-      for (int64_t r = 0; r < R; ++r) columns[r] = load(wide + r * K + k, n);
-      for (int64_t c = 0; c < kAtOnce; ++c) {
-        const Vec value = load(w + (j + std::min(c, count - 1)) * K + k, n);
-        for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
-      }
-    });
-    for (int64_t c = 0; c < count; ++c) {
-      for (int64_t r = 0; r < R; ++r) y[r * N + j + c] = from_float<T>(sum(sums[c][r]) + (b ? b[j + c] : 0.0f));
+  for (int64_t j = 0; j < N; j += kPiece) {
+    const int64_t end = std::min(N, j + kPiece);
+    float dots[R * kPiece];
+    few_dots<T, R>(dots, kPiece, wide, w, j, end, K);
+    for (int64_t r = 0; r < R; ++r) {
+      for (int64_t i = j; i < end; ++i) y[r * N + i] = from_float<T>(dots[r * kPiece + i - j] + (b ? b[i] : 0.0f));
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "rmoe/kernels/cpu/bf16.h"
 
@@ -169,6 +170,16 @@ inline Vec scale_by_power(Vec a, Vec exponent) {
 }
 
 #endif
+
+// The value as a T holds it.
+template <class T>
+Vec round_to(Vec x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, Bf16>) return widen(narrow(x));
+#endif
+  static_assert(std::is_same_v<T, float> || Vec::kLanes == 16, "there are no bf16 products without AVX-512");
+  return x;
+}
 
 // e^x within 1.5 units in the last place; 0 below -104, infinity above 88.73, nan for nan.
 inline Vec exp(Vec x) {
