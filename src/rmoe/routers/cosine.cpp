@@ -23,6 +23,9 @@ class CosineRouter : public Router {
     const Tensor& f_TR = in.feature_TR;
     return affine(direction(f_TR), direction(weight_NR_)) * scale_1_.to(f_TR.scalar_type());
   }
+  std::optional<LinearGate> linear_gate(const RouterInput& in) const override {
+    return LinearGate{direction(at_least_fp32(in.feature_TR)), direction(weight_NR_) * scale_1_};
+  }
 
  private:
   Tensor weight_NR_, scale_1_;

@@ -37,6 +37,10 @@ class XmoeRouter : public Router {
     const Tensor cosine_TN = affine(direction(affine(in.feature_TR, projection_ER_)), direction(embedding_NE_));
     return cosine_TN * log_temperature_1_.to(cosine_TN.scalar_type()).neg().exp();
   }
+  std::optional<LinearGate> linear_gate(const RouterInput& in) const override {
+    return LinearGate{direction(affine(at_least_fp32(in.feature_TR), projection_ER_)),
+                      direction(embedding_NE_) * log_temperature_1_.neg().exp()};
+  }
 
  private:
   Tensor projection_ER_, embedding_NE_, log_temperature_1_;
