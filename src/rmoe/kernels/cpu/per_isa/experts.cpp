@@ -178,6 +178,15 @@ void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
   });
 }
 
+// Elements of a weight, rounded to T as packing rounds them: the answer must not depend on how weights are stored.
+template <class W>
+Vec load_factor(const W* w, int64_t n) {
+#if defined(__AVX512BF16__)
+  if constexpr (!std::is_same_v<W, T>) return widen(narrow(load(w, n)));
+#endif
+  return load(w, n);
+}
+
 // out[r][j - begin] = <a_r, w_j> for R rows of a [R, k] and rows [begin, end) of w; out [R, end - begin].
 template <int64_t R, class W>
 void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
@@ -190,7 +199,7 @@ void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin
       Vec columns[R];
       for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
       for (int64_t c = 0; c < kAtOnce; ++c) {
-        const Vec value = load(w + (j + std::min(c, count - 1)) * k + i, n);
+        const Vec value = load_factor(w + (j + std::min(c, count - 1)) * k + i, n);
         for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
       }
     });
