@@ -222,6 +222,17 @@ TEST(Experts, ReadsNarrowParametersAndViews) {
   EXPECT_EQ(ours[3].scalar_type(), at::kBFloat16);
 }
 
+TEST(Experts, StoredNarrowOrAsMastersTheAnswerIsTheSame) {
+  for (const int64_t T : {1, 3, 90}) {
+    Inputs in = Inputs({T, 45, 33, 4, 2, true, true}).to(at::kBFloat16, at::kFloat);
+    const auto answer = [&] { return experts(in.x, in.ids, in.weights, in.parameters); };
+    for (Tensor* w : {&in.parameters.w1_NFD, &in.parameters.w2_NDF, &in.parameters.w3_NFD}) *w = *w * 1.001;
+    const Tensor before = answer();
+    for (Tensor* w : {&in.parameters.w1_NFD, &in.parameters.w2_NDF, &in.parameters.w3_NFD}) *w = w->to(at::kBFloat16);
+    EXPECT_TRUE(at::equal(answer(), before)) << "T " << T;
+  }
+}
+
 TEST(Experts, GivesOnlyTheGradientsThatAreAsked) {
   Inputs in = Inputs({40, 8, 6, 3, 2, true, false}).to(at::kFloat, at::kFloat);
   const auto all = run(in);
