@@ -151,7 +151,7 @@ class Prompt : public Inference {
       : Inference(c), tokens_BS_(random_tokens(c, {c.train.batch, c.train.block})) {}
 
   double run() override {
-    const at::NoGradGuard no_grad;
+    const c10::InferenceMode inference;
     return seconds_of([&] {
       model_->forward(tokens_BS_, {},
                       {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});

@@ -118,7 +118,7 @@ double scaled(const EvalResult& result, const data::TokenHeader& header, int64_t
 }  // namespace
 
 EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const EvalOptions& options) {
-  const at::NoGradGuard no_grad;
+  const c10::InferenceMode inference;
   const ModelConfig& config = model.config();
   RMOE_CHECK(options.block >= 0 && options.batch >= 0 && options.max_tokens >= 0,
              "evaluate: block, batch and max_tokens must not be negative, got ", options.block, ", ", options.batch,

@@ -51,7 +51,7 @@ void check_ids(std::span<const int64_t> ids, int64_t vocabulary) {
 
 Generated generate(const Model& model, std::span<const int64_t> prompt, const GenerateOptions& options,
                    const std::function<bool(int64_t id)>& on_token) {
-  const at::NoGradGuard no_grad;
+  const c10::InferenceMode inference;
   const int64_t V = model.config().vocab_size;
   const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
   sampling.validate();
