@@ -1,3 +1,4 @@
+// The kernel of kernels/cpu/linear_cross_entropy.h on tensors; other dtypes and machines take the reference.
 #include "rmoe/kernels/cpu/linear_cross_entropy.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The kernels of kernels/cpu/norm.h on tensors; other dtypes and machines take the reference.
 #include "rmoe/kernels/cpu/norm.h"
 
 #include "rmoe/ops/cpu/pointers.h"
