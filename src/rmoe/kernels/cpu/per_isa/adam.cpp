@@ -1,3 +1,4 @@
+// Adam and AdamW, and the norm of a gradient, each in one pass over memory: see adam.h.
 #include "rmoe/kernels/cpu/adam.h"
 
 #include <vector>

@@ -1,3 +1,4 @@
+// Linear layers and their gradients: B packed once and shared, C converted while it is in the cache.
 #include "rmoe/kernels/cpu/linear.h"
 
 #include <omp.h>
