@@ -69,8 +69,8 @@ class Pipeline {
   void make_layers(const MoeConfig& config, const PipelineShape& shape, const ParamScope& shared,
                    const std::vector<ParamScope>& scopes);
   void check() const;
-  // What follows the stage, up to counts_N: in one op, where the head is linear and all else the common case; and plug-in
-  // by plug-in. Both change the transforms' part of the carry.
+  // What follows the stage, up to counts_N: in one op, where the head is linear and all else the common case; and
+  // plug-in by plug-in. Both change the transforms' part of the carry.
   std::optional<Routing> route_by_gate(int64_t layer, const Tensor& feature_TR, RouterCarry& carry,
                                        const RouteContext& context) const;
   Routing route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& carry, const RouteContext& context) const;

@@ -136,8 +136,8 @@ struct LinearGate {
 class Router : public Adaptive {
  public:
   virtual Tensor score(const RouterInput& in) const = 0;  // -> logits_TN
-  // The same logits where they are a linear map, so that what follows can be computed with them; the feature may come in
-  // the model's dtype. Heads that override route() give none.
+  // The same logits where they are a linear map, so that what follows can be computed with them; the feature may come
+  // in the model's dtype. Heads that override route() give none.
   virtual std::optional<LinearGate> linear_gate(const RouterInput&) const { return {}; }
   virtual RouterOutput route(const RouterInput& in) const { return {.logits_TN = score(in)}; }
   virtual bool reads_feature() const { return true; }

@@ -67,7 +67,8 @@ std::vector<Tensor> by_reference(const std::string& cell, const std::vector<Tens
   const auto [d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih, d_b_hh] = reference::recurrent_stage_backward(
       in[8], optional(in[9]), cell, in[0], optional(in[1]), optional(in[2]), optional(in[3]), in[4], in[5], in[6],
       in[7]);
-  std::vector<Tensor> out{h, cell == "lstm" ? c : Tensor(), d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih, d_b_hh};
+  std::vector<Tensor> out{h,   cell == "lstm" ? c : Tensor(), d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih,
+                          d_b_hh};
   for (size_t i = 1; i < 4; ++i) {
     if (!in[i].defined()) out[i + 2] = Tensor();
   }

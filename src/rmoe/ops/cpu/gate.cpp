@@ -1,3 +1,4 @@
+// gate by the CPU kernels; where there are none, by the reference.
 #include "rmoe/kernels/cpu/gate.h"
 
 #include "rmoe/ops/cpu/fp32.h"

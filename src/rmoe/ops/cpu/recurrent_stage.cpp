@@ -1,3 +1,4 @@
+// recurrent_stage by the CPU kernels; where there are none, by the reference.
 #include "rmoe/kernels/cpu/recurrent_stage.h"
 
 #include "rmoe/ops/cpu/fp32.h"

@@ -1,8 +1,8 @@
 // Products of fp32 matrices, C (+)= A B, in one of two ways that the type T stands for.
 //   float  multiply-adds.
 //   Bf16   tiles of AMX. An fp32 number is split into three bf16 terms, x = x0 + x1 + x2 within 2^-26 |x|, and the
-//          products of terms that reach fp32's precision, x_s y_t with s + t <= 2, are summed in fp32. What is bf16 from
-//          the start has one term.
+//          products of terms that reach fp32's precision, x_s y_t with s + t <= 2, are summed in fp32. What is bf16
+//          from the start has one term.
 // Included by kernel files only.
 #pragma once
 
@@ -146,7 +146,9 @@ void pack_panel_kn(T* out, T* buffer, Row&& row, int64_t n, int64_t k, int64_t p
     pack_kn(out + j * depth, [&](int64_t i) { return row(i) + j; }, columns, k);
   } else {
     const int64_t plane = k * kPanel;
-    for (int64_t i = 0; i < k; ++i) split_rows(buffer + i * kPanel, plane, kPanel, row(i) + j, 0, 1, columns, kTerms<T>);
+    for (int64_t i = 0; i < k; ++i) {
+      split_rows(buffer + i * kPanel, plane, kPanel, row(i) + j, 0, 1, columns, kTerms<T>);
+    }
     for (int term = 0; term < kTerms<T>; ++term) {
       pack_kn(out + term * packed_size<T>(k, n) + j * depth,
               [&](int64_t i) { return buffer + term * plane + i * kPanel; }, columns, k);

@@ -1,3 +1,4 @@
+// The linear head and what follows it, over tiles of tokens (kernels/cpu/gate.h).
 #include "rmoe/kernels/cpu/gate.h"
 
 #include "rmoe/kernels/cpu/per_isa/fp32_product.h"

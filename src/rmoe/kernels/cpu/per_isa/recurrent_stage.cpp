@@ -1,3 +1,4 @@
+// Projection, gates and cell over tiles of tokens (kernels/cpu/recurrent_stage.h).
 #include "rmoe/kernels/cpu/recurrent_stage.h"
 
 #include "rmoe/kernels/cpu/per_isa/fp32_product.h"
@@ -336,7 +337,9 @@ struct Block {
     const auto for_each_tile = [&](auto&& f) {
       for (int64_t i = 0; i < rows; i += kTile) f(i, std::min(kTile, rows - i));
     };
-    for_each_tile([&](int64_t i, int64_t count) { differentiate_gates(s, l, w, g, sums, t, i, count, first && i == 0); });
+    for_each_tile([&](int64_t i, int64_t count) {
+      differentiate_gates(s, l, w, g, sums, t, i, count, first && i == 0);
+    });
     for_each_tile([&](int64_t i, int64_t count) { differentiate_inputs(s, l, w, g, t + i, i, count); });
     add_to_sums(s, l, sums, t, rows, first);
   }
