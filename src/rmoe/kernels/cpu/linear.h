@@ -4,15 +4,9 @@
 #include <cstdint>
 
 #include "rmoe/kernels/cpu/isa.h"
+#include "rmoe/kernels/cpu/weight.h"
 
 namespace rmoe::kernels {
-
-// A weight as it is stored: fp32 (the master copy) or the type that the kernel computes in.
-template <class T>
-struct Weight {
-  const float* master = nullptr;  // one of the two is null
-  const T* narrow = nullptr;
-};
 
 template <class T>
 struct LinearKernels {

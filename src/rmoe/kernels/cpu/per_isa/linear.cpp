@@ -18,12 +18,6 @@ constexpr int64_t kDepthBlock = 256;  // rows of the batch that a weight gradien
 
 enum Slot { kRowsOfA, kBlockOfC, kSharedB };
 
-// f(w) with w pointing to floats or Ts, whichever the weight has.
-template <class F>
-void with_weight(Weight<T> w, F&& f) {
-  w.master ? f(w.master) : f(w.narrow);
-}
-
 // Rows of `a` [rows, k] as a product reads them: in place, or copied with zeros behind.
 const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
   *stride = padded_depth<T>(k);

@@ -27,12 +27,6 @@ constexpr int64_t kWeightElements = 512 * 384;  // of w in a block: packed, they
 // Memory of one thread, then what all of them share, which is the calling thread's.
 enum Slot { kPackedBlock, kBlockOfC, kTransposed, kPaddedX, kExponentials, kLines, kPackedX, kPackedW, kSumsOfDx };
 
-// f(w) with w pointing to floats or Ts, whichever the weight has.
-template <class F>
-void with_weight(Weight<T> w, F&& f) {
-  w.master ? f(w.master) : f(w.narrow);
-}
-
 struct Sizes {
   int64_t V, D;
   int64_t columns;  // of the vocabulary in a block
