@@ -27,13 +27,11 @@ ROOT = HERE.parent.parent
 
 # How ours is started; it speaks the protocol of peer.py.
 OURS = {
-    "layer": "{rmoe} --threads {threads} bench layer --router {router} --dtype {dtype} --json --serve",
-    "step": "{rmoe} --threads {threads} bench step {configs}/step_{router}.toml --train.dtype={dtype} --json --serve",
-    "span": "{rmoe} --threads {threads} bench step {configs}/span_{router}.toml --train.dtype={dtype} --json --serve",
-    "prompt": "{rmoe} --threads {threads} bench prompt {configs}/step_{router}.toml --train.dtype={dtype} --json "
-              "--serve",
-    "decode": "{rmoe} --threads {threads} bench decode {configs}/step_{router}.toml --train.dtype={dtype} --json "
-              "--serve",
+    "layer": "bench layer --train.dtype={dtype} {stage}",
+    "step": "bench step {configs}/bench_llama_{router}.toml --train.dtype={dtype}",
+    "span": "bench step {configs}/bench_span_{router}.toml --train.dtype={dtype}",
+    "prompt": "bench prompt {configs}/bench_llama_{router}.toml --train.dtype={dtype}",
+    "decode": "bench decode {configs}/bench_llama_{router}.toml --train.dtype={dtype}",
 }
 
 GIB = {"layer": 1.5, "step": 5, "span": 4.5, "prompt": 1.5, "decode": 1.5}  # what a process may take
@@ -80,6 +78,7 @@ class Program:
     peak_rss_bytes: int = 0
     ratio: float = 0.0  # time over the time of ours in the same heat
     failure: str = ""
+    units: float = 1  # that a round's times are for: decoding counts tokens
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
@@ -100,7 +99,9 @@ class Program:
         reader.start()
         answer = self._read(timeout_s)
         if answer and answer.get("ready"):
-            self.first_step_s = answer.get("first_step_s", answer.get("warmup_s", 0.0))
+            self.first_step_s = answer.get("first_s", answer.get("warmup_s", 0.0))
+            if answer.get("workload") == "decode":
+                self.units = answer["tokens"]
             self.peak_rss_bytes = answer.get("peak_rss_bytes", 0)
         else:
             self.stop()
@@ -118,10 +119,11 @@ class Program:
         answer = self._read(timeout_s)
         if not answer:
             raise RuntimeError(f"{self.label}: no answer to a round")
-        self.best_s = min(self.best_s, answer["best_s"])
-        self.medians_s.append(answer["median_s"])
+        best = answer["best_s"] / self.units
+        self.best_s = min(self.best_s, best)
+        self.medians_s.append(answer["median_s"] / self.units)
         self.peak_rss_bytes = max(self.peak_rss_bytes, answer.get("peak_rss_bytes", 0))
-        return answer["best_s"]
+        return best
 
     def _read(self, timeout_s: float) -> dict | None:
         watchdog = threading.Timer(timeout_s, self.process.kill)
@@ -178,9 +180,10 @@ def cpu_name() -> str:
 
 
 def ours(workload: str, dtype: str, router: str, args: argparse.Namespace) -> Program:
-    command = OURS[workload].format(rmoe=args.rmoe, threads=args.threads, configs=HERE / "configs", router=router,
-                                    dtype=dtype)
-    return Program("rmoe", router, False, command.split())
+    command = OURS[workload].format(configs=ROOT / "configs", router=router, dtype=dtype,
+                                    stage="--model.moe.stage=none" if router == "smoe" else "")
+    return Program("rmoe", router, False,
+                   [args.rmoe, "--threads", str(args.threads), *command.split(), "--json", "--serve"])
 
 
 def peers(workload: str, dtype: str, args: argparse.Namespace) -> list[Program]:

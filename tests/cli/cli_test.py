@@ -491,6 +491,56 @@ class HugeSizes(WithData):
         self.check_error(result, 4, "rmoe: out of memory")
 
 
+class Plan(WithData):
+    # Large enough for the step to need more than what surrounds it.
+    SIZES = ["--model.width=96", "--model.moe.expert_width=96", "--train.batch=16", "--train.block=128",
+             "--model.span.span=128", "--train.steps=6"]
+
+    def planned(self, *flags):
+        return json.loads(self.succeeds("train", "tiny.toml", "--plan", "--json", *flags).out)
+
+    def test_the_peak_is_that_of_the_run(self):
+        for number, flags in enumerate([[], ["--train.dtype=fp32", "--train.accumulate=1"],
+                                        ["--model.family=llama", "--model.layers=4", "--train.recompute=layer"]]):
+            with self.subTest(flags):
+                plan = self.planned(*self.SIZES, *flags)
+                run = f"planned-{number}"
+                self.assertEqual(self.train(run, *self.SIZES, *flags).code, 0)
+                measured = json.loads(read(self.path(run, "summary.json")))
+                self.assertEqual((plan["params"], plan["active_params"]),
+                                 (measured["params"], measured["active_params"]))
+                self.assertAlmostEqual(plan["peak_bytes"] / measured["peak_memory_bytes"], 1, delta=0.15)
+                self.assertEqual(plan["parameter_bytes"], 4 * plan["params"])
+                self.assertEqual(plan["gradient_bytes"], 4 * plan["params"])
+                self.assertEqual(plan["optimizer_bytes"], 8 * plan["params"])
+                self.assertLess(plan["activation_bytes"], plan["peak_bytes"])
+
+    def test_activations_grow_with_the_batch_and_shrink_by_recomputation(self):
+        one = self.planned(*self.SIZES)["activation_bytes"]
+        two = self.planned(*self.SIZES, "--train.batch=32")["activation_bytes"]
+        self.assertAlmostEqual(two / one, 2, delta=0.1)
+        self.assertLess(self.planned(*self.SIZES, "--train.recompute=layer")["activation_bytes"], 0.7 * one)
+
+    def test_it_writes_nothing_and_needs_no_data(self):
+        before = tree(self.folder)
+        text = self.succeeds("train", "tiny.toml", "--plan").out
+        for name in ["parameters", "gradients", "optimizer", "activations", "peak", "machine"]:
+            self.assertRegex(text, rf"(?m)^{name} +[0-9.]+ [KMG]iB")
+        self.planned("--data.path=nowhere", "--model.vocab_size=99")
+        self.assertEqual(tree(self.folder), before)
+        self.fails(2, "train", "tiny.toml", "--plan", "--out", "x", says="--plan")
+
+    def test_what_cannot_fit_is_counted_but_not_run(self):
+        for flags in [["--model.width=10000", "--model.moe.experts=4000", "--model.moe.expert_width=10000"],
+                      ["--train.block=1000000000000"]]:
+            with self.subTest(flags):
+                plan = self.planned(*flags)
+                self.assertGreater(plan["parameter_bytes"], 0)
+                self.assertIsNone(plan["activation_bytes"])
+                self.assertIsNone(plan["peak_bytes"])
+        self.assertIn("not measured", self.succeeds("train", "tiny.toml", "--plan", *flags).out)
+
+
 # ---- data
 
 

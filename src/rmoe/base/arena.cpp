@@ -10,9 +10,16 @@
 namespace rmoe {
 namespace {
 
-constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
+constexpr size_t kUnit = 1024, kPage = 4096, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// Gives the whole pages of a free block back. They stay usable, and read as zeros.
+void release_pages(std::byte* begin, size_t size) {
+  const auto first = reinterpret_cast<uintptr_t>(begin);
+  const size_t before = round_up(first, kPage) - first;
+  if (size > before + kPage) ::madvise(begin + before, (size - before) / kPage * kPage, MADV_DONTNEED);
+}
 
 }  // namespace
 
@@ -36,7 +43,7 @@ Arena::~Arena() {
 void* Arena::allocate(size_t bytes) {
   const std::lock_guard lock(mutex_);
   if (bytes > static_cast<size_t>(end_ - begin_)) return nullptr;
-  bytes = round_up(std::max<size_t>(bytes, 1), kPage);
+  bytes = round_up(std::max<size_t>(bytes, 1), kUnit);
   auto found = free_.lower_bound({bytes, nullptr});
   if (found == free_.end()) {
     if (!extend(bytes)) return nullptr;
@@ -69,7 +76,7 @@ bool Arena::extend(size_t bytes) {
   if (bytes - there > left) return false;
   const size_t more = std::min(round_up(bytes - there, kGrowth), left);
   if (static_cast<size_t>(top_ - begin_) + more > keep_) {
-    for (const auto& [size, block] : free_) ::madvise(block, size, MADV_DONTNEED);
+    for (const auto& [size, block] : free_) release_pages(block, size);
   }
   if (::mprotect(top_, more, PROT_READ | PROT_WRITE) != 0) return false;
   top_ += more;

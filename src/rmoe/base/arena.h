@@ -21,7 +21,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Aligned to 4096 bytes; null when it does not fit or the system gives no memory.
+  // Aligned to 1024 bytes; null when it does not fit or the system gives no memory.
   void* allocate(size_t bytes);
   bool owns(const void* block) const { return begin_ && block >= begin_ && block < end_; }
   // A block of this arena, once.

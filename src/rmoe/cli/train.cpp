@@ -1,14 +1,18 @@
 // rmoe train: trains a model from a config.
 #include <filesystem>
+#include <iomanip>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include <CLI/App.hpp>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
+#include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
+#include "rmoe/train/plan.h"
 #include "rmoe/train/run.h"
 
 namespace rmoe::cli {
@@ -16,18 +20,57 @@ namespace {
 
 struct Options {
   std::string config, out, resume = "auto";
+  bool plan = false;
 };
+
+Json optional_json(std::optional<int64_t> value) { return value ? Json(*value) : Json(); }
+
+void show_plan(const RunConfig& config, bool json) {
+  const TrainPlan plan = plan_training(config);
+  if (json) {
+    std::cout << json_text({{"params", plan.params},
+                            {"active_params", plan.active_params},
+                            {"parameter_bytes", plan.parameter_bytes},
+                            {"gradient_bytes", plan.gradient_bytes},
+                            {"optimizer_bytes", plan.optimizer_bytes},
+                            {"activation_bytes", optional_json(plan.activation_bytes)},
+                            {"peak_bytes", optional_json(plan.peak_bytes)},
+                            {"machine_bytes", plan.machine_bytes}})
+              << "\n";
+    return;
+  }
+  const auto line = [](const char* name, const std::string& value, const std::string& note) {
+    std::cout << std::left << std::setw(12) << name << std::right << std::setw(10) << value
+              << (note.empty() ? "" : "   ") << note << "\n";
+  };
+  const auto measured = [](std::optional<int64_t> bytes) { return bytes ? human_bytes(*bytes) : std::string("?"); };
+  const TrainConfig& t = config.train;
+  line("parameters", human_bytes(plan.parameter_bytes),
+       str(plan.params, " of them, ", plan.active_params, " active per token"));
+  line("gradients", human_bytes(plan.gradient_bytes), "");
+  line("optimizer", human_bytes(plan.optimizer_bytes), "two moments");
+  line("activations", measured(plan.activation_bytes),
+       str("of a micro-batch, ", t.batch / t.accumulate, " x ", t.block, " tokens, recompute ",
+           enum_name(t.recompute)));
+  line("peak", measured(plan.peak_bytes),
+       plan.peak_bytes ? "of the whole process, in two steps on random tokens"
+                       : "not measured: more than this machine has");
+  line("machine", human_bytes(plan.machine_bytes), "");
+}
 
 void setup(CLI::App& app, Globals& globals) {
   auto options = std::make_shared<Options>();
   app.add_option("CONFIG", options->config, "config file (TOML); any key of it can be given as a flag");
-  app.add_option("--out", options->out, "run folder; without it, runs/CONFIG-SEED");
+  CLI::Option* folder = app.add_option("--out", options->out, "run folder; without it, runs/CONFIG-SEED");
   app.add_option("--resume", options->resume, "auto: go on where the folder's run stopped, or start; never; must")
       ->check(CLI::IsMember({"auto", "never", "must"}));
+  app.add_flag("--plan", options->plan, "only say how much memory the run needs; trains and writes nothing")
+      ->excludes(folder);
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     auto config = load_config<RunConfig>(options->config, globals.config_flags);
     if (globals.threads > 0) config.train.threads = globals.threads;
+    if (options->plan) return show_plan(config, globals.json);
     const std::string stem = options->config.empty() ? "run" : std::filesystem::path(options->config).stem().string();
     const std::string out = options->out.empty() ? str("runs/", stem, "-", config.train.seed) : options->out;
     const Resume resume = options->resume == "auto"    ? Resume::kAuto

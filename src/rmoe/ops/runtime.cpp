@@ -15,8 +15,8 @@
 namespace rmoe {
 namespace {
 
-// Tensors of a few KiB and less stay with malloc, which is quicker there.
-constexpr size_t kSmall = 64 << 10;
+// Smaller tensors stay with malloc, which is quicker there.
+constexpr size_t kSmall = 16 << 10;
 
 // Under AddressSanitizer every block is malloc's, so that it sees who writes where.
 #if defined(__SANITIZE_ADDRESS__)

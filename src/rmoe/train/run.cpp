@@ -23,6 +23,7 @@
 #include "rmoe/models/size.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/train/machine.h"
+#include "rmoe/train/plan.h"
 #include "rmoe/train/resume.h"
 #include "rmoe/train/signals.h"
 #include "rmoe/train/trainer.h"
@@ -72,11 +73,10 @@ struct RunData {
 
 // What no setting can make fit is refused before it is allocated.
 void check_memory(const ModelConfig& model, int64_t block) {
-  constexpr int64_t kBytesPerParameter = 16;  // fp32: the weight, its gradient and Adam's two moments
   const int64_t params = model_size(model, block).params, memory = memory_total_bytes();
-  if (memory <= 0 || params <= memory / kBytesPerParameter) return;
+  if (memory <= 0 || params <= memory / kTrainingBytesPerParameter) return;
   throw Error(Exit::kBadInput,
-              str("train: ", params, " parameters with gradients and moments take ", kBytesPerParameter,
+              str("train: ", params, " parameters with gradients and moments take ", kTrainingBytesPerParameter,
                   " bytes each, which is more than this machine's ", human_bytes(memory)),
               "make the model smaller; `rmoe config check` counts its parameters");
 }
