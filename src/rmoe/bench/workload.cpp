@@ -116,13 +116,15 @@ class Layer : public Workload {
   routing::RouterCarry carry_;
 };
 
-// A model for inference: its weights in the compute dtype.
+// A model for inference, as `rmoe generate` holds it.
 class Inference : public Workload {
  public:
   explicit Inference(const RunConfig& c)
       : dtype_(torch_type(c.train.dtype)),
-        params_(static_cast<uint64_t>(c.train.seed), dtype_),
-        model_(make_model(c.model, params_)) {}
+        params_(static_cast<uint64_t>(c.train.seed), at::kFloat),
+        model_(make_model(c.model, params_)) {
+    if (dtype_ == at::kBFloat16) store_weights_as(params_, dtype_);
+  }
 
  protected:
   at::ScalarType dtype_;

@@ -20,14 +20,19 @@ class DropoutStream {
         high_(static_cast<uint32_t>(key >> 32)),
         threshold_(static_cast<uint32_t>(std::min(std::floor(probability * 4294967296.0), 4294967295.0))) {}
   // index: the lower 32 bits.
-  [[gnu::always_inline]] bool keep(uint32_t index) const {
-    return scramble(scramble(index ^ low_) + high_) >= threshold_;
+  [[gnu::always_inline]] bool keep(uint32_t index) const { return draw(index) >= threshold_; }
+  // The number that is compared with the threshold. V: uint32_t, or GCC's vectors of them.
+  template <class V>
+  [[gnu::always_inline]] V draw(V index) const {
+    return scramble(scramble(index ^ low_) + high_);
   }
+  uint32_t threshold() const { return threshold_; }
 
  private:
   // A 32-bit finalizer with full avalanche (constants of Chris Wellons' hash prospector); two rounds with half of the
   // key before each.
-  [[gnu::always_inline]] static uint32_t scramble(uint32_t v) {
+  template <class V>
+  [[gnu::always_inline]] static V scramble(V v) {
     v ^= v >> 16;
     v *= 0x7feb352dU;
     v ^= v >> 15;

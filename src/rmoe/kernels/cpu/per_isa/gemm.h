@@ -424,13 +424,13 @@ inline void amx_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 }
 
 inline void amx_rows(int64_t rows, float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf16* b, int64_t n,
-                     int64_t k, bool accumulate) {
+                     int64_t k, bool accumulate, int64_t panel_depth) {
   shape_tiles(rows);
   for (int64_t j = 0; j < n; j += kPanel) {
     if (rows > 16) {
-      amx_tile<true>(c + j, ldc, a, lda, b + j * k, k, accumulate);
+      amx_tile<true>(c + j, ldc, a, lda, b + j * panel_depth, k, accumulate);
     } else {
-      amx_tile<false>(c + j, ldc, a, lda, b + j * k, k, accumulate);
+      amx_tile<false>(c + j, ldc, a, lda, b + j * panel_depth, k, accumulate);
     }
   }
 }
@@ -443,11 +443,13 @@ inline bool use_amx() { return cpu_isa() >= Isa::kAmx; }
 
 // C (+)= A B. c [m, ldc]: whole panels of columns are written, ldc >= round_up(n, kPanel). a [m, lda]: lda at least
 // padded_depth(k). b: packed [k, n]. A panel of B stays in the first-level cache while the rows pass, so m is best a few
-// hundred at most and k below a few thousand.
+// hundred at most and k below a few thousand. panel_depth: the padded depth that b was packed with, where this product
+// sums over a stretch of it only: b then points to the stretch in the first panel (kPanel elements for every k).
 template <class T>
 void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t m, int64_t n, int64_t k,
-              bool accumulate = false) {
+              bool accumulate = false, int64_t panel_depth = 0) {
   const int64_t depth = padded_depth<T>(k);
+  if (panel_depth == 0) panel_depth = depth;
   if (depth == 0 && !accumulate) {
     for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + round_up(n, kPanel), 0.0f);
   }
@@ -462,12 +464,14 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
         for (int64_t d = 0; d < depth; d += kStretch) {
           const int64_t count = std::min(kStretch, depth - d);
           for (int64_t j = 0; j < n; j += kPanel) {
-            gemm::amx_tile<true>(c + i * ldc + j, ldc, a + i * lda + d, lda, b + j * depth + d * kPanel, count,
+            gemm::amx_tile<true>(c + i * ldc + j, ldc, a + i * lda + d, lda, b + j * panel_depth + d * kPanel, count,
                                  accumulate || d > 0);
           }
         }
       }
-      if (whole < m) gemm::amx_rows(m - whole, c + whole * ldc, ldc, a + whole * lda, lda, b, n, depth, accumulate);
+      if (whole < m) {
+        gemm::amx_rows(m - whole, c + whole * ldc, ldc, a + whole * lda, lda, b, n, depth, accumulate, panel_depth);
+      }
       _tile_release();
       return;
     }
@@ -478,7 +482,7 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
   // Sums of sums: a long chain of additions would lose more digits than a library's product does.
   constexpr int64_t kChain = 256;
   for (int64_t j = 0; j < n; j += kStep) {
-    const T* panel = b + j / kPanel * kPanel * depth + j % kPanel * kPair;
+    const T* panel = b + j / kPanel * kPanel * panel_depth + j % kPanel * kPair;
     for (int64_t i = 0; i < m; i += gemm::kRows) {
       const int64_t rows = std::min(gemm::kRows, m - i);
       for (int64_t d = 0; d < depth; d += kChain) {
