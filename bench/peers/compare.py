@@ -181,7 +181,7 @@ def cpu_name() -> str:
 
 def ours(workload: str, dtype: str, router: str, args: argparse.Namespace) -> Program:
     command = OURS[workload].format(configs=ROOT / "configs", router=router, dtype=dtype,
-                                    stage="--model.moe.stage=none" if router == "smoe" else "")
+                                    stage='--model.moe.stage={kind="none"}' if router == "smoe" else "")
     return Program("rmoe", router, False,
                    [args.rmoe, "--threads", str(args.threads), *command.split(), "--json", "--serve"])
 
