@@ -491,6 +491,22 @@ class HugeSizes(WithData):
         self.check_error(result, 4, "rmoe: out of memory")
 
 
+class Threads(Case):
+    def wait_setting(self, **environment):
+        """What the OpenMP runtime says that it read when it was loaded."""
+        done = subprocess.run([RMOE, "--version"], env={**ENVIRONMENT, "OMP_DISPLAY_ENV": "verbose", **environment},
+                              capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return re.search(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr).group(1)
+
+    def test_threads_that_wait_sleep_soon(self):
+        self.assertEqual(self.wait_setting(), "20000")
+
+    def test_settings_of_the_environment_win(self):
+        self.assertEqual(self.wait_setting(GOMP_SPINCOUNT="7"), "7")
+        self.assertEqual(self.wait_setting(OMP_WAIT_POLICY="passive"), "0")
+
+
 class Plan(WithData):
     # Large enough for the step to need more than what surrounds it.
     SIZES = ["--model.width=96", "--model.moe.expert_width=96", "--train.batch=16", "--train.block=128",
