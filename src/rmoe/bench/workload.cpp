@@ -121,8 +121,10 @@ class Inference : public Workload {
  public:
   explicit Inference(const RunConfig& c)
       : dtype_(torch_type(c.train.dtype)),
-        params_(static_cast<uint64_t>(c.train.seed), dtype_),
-        model_(make_model(c.model, params_)) {}
+        params_(static_cast<uint64_t>(c.train.seed), at::kFloat),
+        model_(make_model(c.model, params_)) {
+    narrow_weights(params_, dtype_);
+  }
 
  protected:
   at::ScalarType dtype_;
@@ -153,8 +155,9 @@ class Prompt : public Inference {
   double run() override {
     const at::NoGradGuard no_grad;
     return seconds_of([&] {
-      model_->forward(tokens_BS_, {},
-                      {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
+      const ForwardOptions options{
+          .dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true};
+      model_->forward(tokens_BS_, {}, options);
     });
   }
 
@@ -166,11 +169,13 @@ class Prompt : public Inference {
 double weight_bytes(const RunConfig& c) {
   ParamTable table;
   make_model(c.model, table);
-  double elements = 0;
+  double bytes = 0;
   for (const Param& p : table.all()) {
-    if (!p.is_buffer() && p.traits.matmul) elements += static_cast<double>(p.count()) * p.traits.active;
+    if (p.is_buffer() || !p.traits.matmul) continue;
+    const auto dtype = belongs_to_routing(p) ? at::kFloat : torch_type(c.train.dtype);
+    bytes += static_cast<double>(p.count()) * p.traits.active * static_cast<double>(c10::elementSize(dtype));
   }
-  return elements * static_cast<double>(c10::elementSize(torch_type(c.train.dtype)));
+  return bytes;
 }
 
 }  // namespace

@@ -7,6 +7,17 @@
 
 namespace rmoe {
 
+bool belongs_to_routing(const Param& param) {
+  const auto contains = [&](const char* part) { return param.name.find(part) != std::string::npos; };
+  return contains("rnn_router") || (contains("block_sparse_moe") && !contains(".experts."));
+}
+
+void narrow_weights(ParamTable& table, at::ScalarType dtype) {
+  for (Param& p : table.all()) {
+    if (!p.is_buffer() && !belongs_to_routing(p)) p.value.set_data(p.value.detach().to(dtype));
+  }
+}
+
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table) {
   config.validate();
   config.moe.validate();
@@ -22,10 +33,7 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   size.active_params = table.active_count();
   for (const Param& p : table.all()) {
     if (p.is_buffer()) continue;
-    const bool experts = p.name.find(".experts.") != std::string::npos;
-    const bool routing =
-        p.name.find("block_sparse_moe") != std::string::npos || p.name.find("rnn_router") != std::string::npos;
-    if (routing && !experts) size.router_params += p.count();
+    if (belongs_to_routing(p)) size.router_params += p.count();
   }
   // Scores and weighted sum over the positions in reach; span adds the product with the position keys.
   const double span = static_cast<double>(config.span.span);

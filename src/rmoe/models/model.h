@@ -75,4 +75,11 @@ class Model {
 // cannot run. The config must be valid and have a vocabulary.
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table);
 
+// Whether it is the stage's or a head's: those compute in fp32 and are kept so.
+bool belongs_to_routing(const Param& param);
+
+// For inference: all of a model's weights but those of the routing in this dtype, so that a forward pass reads fewer
+// bytes. The model made with `table` goes on with them. Gradients and start values are lost.
+void narrow_weights(ParamTable& table, at::ScalarType dtype);
+
 }  // namespace rmoe
