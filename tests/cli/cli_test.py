@@ -128,7 +128,7 @@ class Case(unittest.TestCase):
 
     @classmethod
     def command(cls, *args):
-        one_thread = ["--threads", "1"] if args and args[0] in ("train", "eval", "generate") else []
+        one_thread = ["--threads", "1"] if args and args[0] in ("train", "eval", "generate", "bench") else []
         return [RMOE, *args, *one_thread]
 
     @classmethod
@@ -232,9 +232,9 @@ class Help(Case):
 
     def test_every_command_explains_itself_with_an_example(self):
         commands = self.commands_of()
-        self.assertLessEqual({"train", "eval", "generate", "compare", "data", "config", "list"}, set(commands))
+        self.assertLessEqual({"train", "eval", "generate", "compare", "bench", "data", "config", "list"}, set(commands))
         paths = [[command] for command in commands]
-        paths += [[outer, inner] for outer in ("data", "config") for inner in self.commands_of(outer)]
+        paths += [[outer, inner] for outer in ("bench", "data", "config") for inner in self.commands_of(outer)]
         self.assertGreaterEqual(len(paths), len(commands) + 5)
         for path in paths:
             with self.subTest(path):
@@ -309,6 +309,21 @@ class Usage(Case):
             (["train", "tiny.toml", "--resum", "auto"], "train: unknown option --resum", "did you mean '--resume'?"),
             (["train", "--steps=3"], "train: unknown option --steps", "did you mean '--train.steps'?"),
             (["config", "show", "--nmae=x"], "config show: unknown option --nmae", "did you mean '--name'?"),
+            (["bench"], "bench: a command is missing", "`rmoe bench --help` lists them"),
+            (["bench", "stpe"], "bench: unknown command 'stpe'", "did you mean 'step'?"),
+            (["bench", "op"], "bench op: NAME is required", "rmoe bench op --help"),
+            (["bench", "op", "liner"], "bench op: unknown op 'liner'", "did you mean 'linear'?"),
+            (["bench", "op", "linear", "--filter", "x y z"], "bench op: no case of 'linear' contains 'x y z'",
+             "without --filter"),
+            (["bench", "op", "linear", "--rounds", "-1"], "bench op: --rounds: expected an integer from 1",
+             "rmoe bench op --help"),
+            (["bench", "op", "linear", "--dtype", "fp16"], "bench op: --dtype", "rmoe bench op --help"),
+            (["bench", "step"], "bench step: CONFIG is required", "rmoe bench step --help"),
+            (["bench", "step", "tiny.toml", "--rounds", "0"], "bench step: --rounds: expected an integer from 1",
+             "rmoe bench step --help"),
+            (["bench", "step", "tiny.toml", "--modle.layers=3"], "--modle.layers=3: unknown key 'modle'",
+             "did you mean 'model'?"),
+            (["bench", "decode", "tiny.toml", "--profile"], "bench decode: unknown option --profile", ""),
             (["config", "check", "--jsno"], "config check: unknown option --jsno", "did you mean '--json'?"),
         ]:
             with self.subTest(args):
@@ -333,6 +348,96 @@ class Usage(Case):
             done = subprocess.run([RMOE, "config", "show"], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE,
                                   text=True, timeout=PATIENCE)
         self.check_error(Result(done.returncode, "", done.stderr), 4, "standard output", "No space left on device")
+
+
+# ---- speed
+
+
+class Bench(Case):
+    MACHINE = {"cpu", "isa", "threads", "fp32_flops", "bf16_flops", "triad_bytes_per_s", "read_bytes_per_s"}
+
+    def bench(self, *args):
+        return json.loads(self.succeeds("bench", *args, "--quick", "--rounds", "1", "--json").out)
+
+    def check_machine(self, machine):
+        self.assertEqual(set(machine), self.MACHINE)
+        self.assertEqual(machine["threads"], 1)
+        self.assertTrue(all(machine[key] > 0 for key in self.MACHINE - {"cpu", "isa"}), machine)
+
+    def test_an_op_is_measured_against_its_plain_formula(self):
+        report = self.bench("op", "linear", "--filter", "odd", "--dtype", "fp32")
+        self.check_machine(report["machine"])
+        self.assertEqual([row["pass"] for row in report["rows"]], ["forward", "forward+backward"])
+        for row in report["rows"]:
+            self.assertEqual((row["op"], row["dtype"]), ("linear", "fp32"))
+            for side in ("ours", "plain"):
+                self.assertGreater(row[side]["best_s"], 0)
+                self.assertGreaterEqual(row[side]["median_s"], row[side]["best_s"])
+            self.assertAlmostEqual(row["ratio"], row["plain"]["best_s"] / row["ours"]["best_s"])
+            self.assertAlmostEqual(row["flops_per_s"], row["flops"] / row["ours"]["best_s"], delta=1)
+            self.assertGreater(row["bytes"], 0)
+        text = self.succeeds("bench", "op", "linear", "--filter", "odd", "--dtype", "fp32", "--quick").out
+        self.assertRegex(text, r"(?m)^machine: .*, 1 thread, kernels for \w+$")
+        self.assertRegex(text, r"(?m)^op +case +dtype +pass .* ratio$")
+
+    def test_the_instruction_set_that_runs_is_named(self):
+        args = ["bench", "op", "linear", "--filter", "odd", "--dtype", "fp32", "--quick", "--json", "--threads", "1"]
+        done = subprocess.run([RMOE, *args], env={**ENVIRONMENT, "RMOE_CPU_ISA": "plain"}, capture_output=True,
+                              text=True, timeout=PATIENCE)
+        self.assertEqual(json.loads(done.stdout)["machine"]["isa"], "plain")
+
+    def test_a_workload_is_measured_with_and_without_stage_and_kernels(self):
+        for workload in ("layer", "step", "decode", "prompt"):
+            with self.subTest(workload):
+                report = self.bench(workload, "tiny.toml", "--model.layers=1")
+                self.check_machine(report["machine"])
+                self.assertEqual((report["workload"], report["config"]), (workload, "tiny.toml"))
+                variants = {variant["name"]: variant for variant in report["variants"]}
+                self.assertEqual(list(variants), ["ours", "smoe", "plain"])
+                for variant in variants.values():
+                    for key in ("first_s", "tokens_per_s", "flops_per_s", "peak_share", "peak_rss_bytes"):
+                        self.assertGreater(variant[key], 0, key)
+                    self.assertEqual(variant["weight_bytes"] > 0, workload == "decode")
+                best = {name: variant["times"]["best_s"] for name, variant in variants.items()}
+                self.assertAlmostEqual(report["ratios"]["plain_over_ours"], best["plain"] / best["ours"])
+                self.assertAlmostEqual(report["ratios"]["ours_over_smoe"], best["ours"] / best["smoe"])
+                self.assertGreater(report["ratios"]["ours_over_smoe_flops"], 1)
+
+    def test_without_a_stage_there_is_nothing_to_compare_it_with(self):
+        result = self.succeeds("bench", "step", "tiny.toml", "--model.moe.stage.kind=none", "--no-plain", "--quick",
+                               "--rounds", "1")
+        self.assertRegex(result.out, r"(?m)^ours +[0-9.]+")
+        self.assertNotRegex(result.out, r"(?m)^(smoe|plain|ours over)")
+
+    def test_the_profile_adds_up_to_the_step(self):
+        report = self.bench("step", "tiny.toml", "--profile")
+        profile = report["profile"]
+        for table in ("parts", "ops"):
+            rows = {row["name"]: row for row in profile[table]}
+            whole = sum(row["forward_s"] + row["backward_s"] for row in rows.values())
+            self.assertAlmostEqual(whole, profile["step_s"], delta=1e-6)
+            self.assertAlmostEqual(sum(row["share"] for row in rows.values()), 1, delta=1e-6)
+        self.assertLessEqual({"input", "layer 0", "layer 1", "output", "gradient norm", "optimizer"},
+                             {row["name"] for row in profile["parts"]})
+        self.assertLessEqual({"rmoe::linear", "rmoe::linear_backward", "between ops"},
+                             {row["name"] for row in profile["ops"]})
+
+    def test_serving_answers_every_line_and_ends_with_its_input(self):
+        result = self.succeeds("bench", "step", "tiny.toml", "--serve", "--quick", stdin=b"\n" * 3)
+        ready, *rounds = [json.loads(line) for line in result.out.splitlines()]
+        self.assertIs(ready["ready"], True)
+        self.assertLessEqual({"warmup_s", "first_s", "peak_rss_bytes", "isa", "threads", "tokens", "flops"}, set(ready))
+        self.assertEqual(len(rounds), 3)
+        for done in rounds:
+            self.assertGreaterEqual(done["median_s"], done["best_s"])
+            self.assertGreater(done["tokens_per_s"], 0)
+            self.assertGreater(done["peak_rss_bytes"], 0)
+        self.assertEqual(self.succeeds("bench", "layer", "tiny.toml", "--serve", "--quick").out.count("\n"), 1)
+
+    def test_what_does_not_fit_is_refused_before_anything_is_measured(self):
+        self.fails(4, "bench", "step", "missing.toml", says="missing.toml")
+        self.fails(2, "bench", "step", "tiny.toml", "--model.heads=3", says="heads")
+        self.fails(2, "bench", "layer", "--model.moe.top_k=99", says="top_k")
 
 
 # ---- configs

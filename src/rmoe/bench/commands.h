@@ -20,7 +20,7 @@ struct BenchOptions {
   int64_t number_of_rounds() const { return rounds > 0 ? rounds : quick ? 3 : 7; }
 };
 
-// What the machine can do, as measured before anything else.
+// What the machine can do, as measured before and after everything else.
 struct Machine {
   std::string cpu, isa;
   int64_t threads = 0;

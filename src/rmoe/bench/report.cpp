@@ -194,8 +194,8 @@ Json ProfileReport::json() const {
 
 std::string ProfileReport::text() const {
   return str(machine.text(), "\nstep: ", config_name, ", in the median ", milliseconds(without.median),
-             " ms without the profiler, on average ", milliseconds(profile.at("step_s").get<double>()), " ms with it\n\n",
-             profile_text);
+             " ms without the profiler, on average ", milliseconds(profile.at("step_s").get<double>()),
+             " ms with it\n\n", profile_text);
 }
 
 }  // namespace rmoe::bench

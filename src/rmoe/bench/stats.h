@@ -14,8 +14,8 @@ struct Times {
 // Throws kBug when there is none.
 Times times_of(std::vector<double> seconds);
 
-// The turns of `variants` variants in round `round`: 0, 1, ... in even rounds, back again in odd ones, so that a machine
-// that grows slower or faster favours none.
+// The turns of `variants` variants in round `round`: 0, 1, ... in even rounds, back again in odd ones, so that a
+// machine that grows slower or faster favours none.
 std::vector<size_t> turns(int64_t round, size_t variants);
 
 }  // namespace rmoe::bench

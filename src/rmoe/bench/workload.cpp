@@ -155,8 +155,9 @@ class Prompt : public Inference {
   double run() override {
     const c10::InferenceMode inference;
     return seconds_of([&] {
-      model_->forward(tokens_BS_, {},
-                      {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
+      const ForwardOptions options{
+          .dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true};
+      model_->forward(tokens_BS_, {}, options);
     });
   }
 
@@ -168,11 +169,13 @@ class Prompt : public Inference {
 double weight_bytes(const RunConfig& c) {
   ParamTable table;
   make_model(c.model, table);
-  double elements = 0;
+  double bytes = 0;
   for (const Param& p : table.all()) {
-    if (!p.is_buffer() && p.traits.matmul) elements += static_cast<double>(p.count()) * p.traits.active;
+    if (p.is_buffer() || !p.traits.matmul) continue;
+    const auto dtype = belongs_to_routing(p) ? at::kFloat : torch_type(c.train.dtype);
+    bytes += static_cast<double>(p.count()) * p.traits.active * static_cast<double>(c10::elementSize(dtype));
   }
-  return elements * static_cast<double>(c10::elementSize(torch_type(c.train.dtype)));
+  return bytes;
 }
 
 }  // namespace

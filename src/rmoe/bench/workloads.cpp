@@ -102,6 +102,7 @@ WorkloadReport bench_workload(const WorkloadCommand& command, const std::string&
     if (progress.due()) progress.update(str("bench ", workload_name(command.kind), ": round ", round + 1, "/", rounds));
     for (const size_t turn : turns(round, running.size())) running[turn]->round();
   }
+  measure_again(report.machine);
   for (const auto& one : running) report.variants.push_back(one->result());
   report.params = running.front()->params;
   return report;

@@ -44,7 +44,8 @@ void setup_op(CLI::App& app, Globals& globals) {
                "exit code 1 where our code is below half of its stated ratio to the plain formula");
   add_common(app, options->command.options, "rmoe bench op linear --dtype bf16");
   app.callback([options, &globals] {
-    if (!options->dtype.empty()) options->command.dtype = options->dtype == "bf16" ? Precision::kBf16 : Precision::kFp32;
+    if (options->dtype == "bf16") options->command.dtype = Precision::kBf16;
+    if (options->dtype == "fp32") options->command.dtype = Precision::kFp32;
     options->command.options.threads = globals.threads;
     const bench::OpReport report = bench::bench_op(options->command);
     print(report, globals.json);

@@ -7,6 +7,11 @@
 
 namespace rmoe {
 
+bool belongs_to_routing(const Param& param) {
+  const auto contains = [&](const char* part) { return param.name.find(part) != std::string::npos; };
+  return contains("rnn_router") || (contains("block_sparse_moe") && !contains(".experts."));
+}
+
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table) {
   config.validate();
   config.moe.validate();
@@ -14,19 +19,9 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table) 
   return config.family == Family::kSpan ? make_span_model(config, table) : make_llama_model(config, table);
 }
 
-namespace {
-
-// Of a stage or a head.
-bool is_routing(const Param& param) {
-  const auto has = [&](const char* part) { return param.name.find(part) != std::string::npos; };
-  return (has("block_sparse_moe") || has("rnn_router")) && !has(".experts.");
-}
-
-}  // namespace
-
 void store_weights_as(ParamTable& params, at::ScalarType dtype) {
   for (Param& p : params.all()) {
-    if (p.is_buffer() || !p.traits.matmul || p.shape.size() < 2 || is_routing(p)) continue;
+    if (p.is_buffer() || !p.traits.matmul || p.shape.size() < 2 || belongs_to_routing(p)) continue;
     p.value.set_requires_grad(false);
     p.value.set_data(p.value.to(dtype));
   }
@@ -39,8 +34,7 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   size.params = table.count();
   size.active_params = table.active_count();
   for (const Param& p : table.all()) {
-    if (p.is_buffer()) continue;
-    if (is_routing(p)) size.router_params += p.count();
+    if (!p.is_buffer() && belongs_to_routing(p)) size.router_params += p.count();
   }
   // Scores and weighted sum over the positions in reach; span adds the product with the position keys.
   const double span = static_cast<double>(config.span.span);

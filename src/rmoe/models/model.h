@@ -94,4 +94,7 @@ void store_weights_as(ParamTable& params, at::ScalarType dtype);
 // cannot run. The config must be valid and have a vocabulary.
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table);
 
+// Whether it is the stage's or a head's: those compute in fp32 and are kept so.
+bool belongs_to_routing(const Param& param);
+
 }  // namespace rmoe

@@ -80,7 +80,9 @@ double product_rate(at::ScalarType dtype, double expected_rate) {
                   }));
 }
 
-double measure(Precision precision) {
+}  // namespace
+
+double measure_peak_flops(Precision precision) {
   const at::NoGradGuard no_grad;
   const double fp32 = loop_rate(kernels::fp32_peak_loop());
   if (precision == Precision::kFp32) return std::max(fp32, product_rate<float>(at::kFloat, fp32));
@@ -89,14 +91,12 @@ double measure(Precision precision) {
   return std::max(bf16, product_rate<kernels::Bf16>(at::kBFloat16, std::max(bf16, fp32)));
 }
 
-}  // namespace
-
 double measured_peak_flops(Precision precision) {
   static std::mutex mutex;
   static std::map<std::pair<Precision, int>, double> known;
   const std::lock_guard lock(mutex);
   double& rate = known[{precision, at::get_num_threads()}];
-  if (rate == 0) rate = measure(precision);
+  if (rate == 0) rate = measure_peak_flops(precision);
   return rate;
 }
 

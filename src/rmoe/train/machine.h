@@ -10,6 +10,8 @@ namespace rmoe {
 // with matrix units these are the larger ones). Takes about a third of a second, once per process, precision and number
 // of threads.
 double measured_peak_flops(Precision precision);
+// The same, measured anew each time.
+double measure_peak_flops(Precision precision);
 
 // Bytes per second between memory and all threads, by passes over arrays larger than the caches (as far as a sixteenth
 // of the memory and 1 GiB go); the best of several. Takes a second or two.

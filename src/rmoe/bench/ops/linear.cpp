@@ -14,7 +14,7 @@ OpCase linear_case(const std::string& what, int64_t M, int64_t N, int64_t K) {
           }};
 }
 
-RMOE_BENCH_OP(linear, {.floor = 1,
+RMOE_BENCH_OP(linear, {.floor = 0.8,
                        .cases = {linear_case("llama", 2048, 384, 384), linear_case("wide", 2048, 1280, 1280),
                                  linear_case("odd", 2048, 352, 352), linear_case("long", 16384, 384, 384)}})
 
