@@ -2,11 +2,10 @@
 // SwiGLU; the first layers dense, the others MoE with an optional shared expert,
 //   x += Attn(RMSNorm(x));  x += moe_weight * Experts(n) + shared_weight * Shared(n),  n = RMSNorm(x)
 // Parameter names are those of the public llama_moe_rnn layout.
-#include <cmath>
-
 #include "rmoe/models/families.h"
 #include "rmoe/nn/moe_block.h"
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/causal_attention.h"
 
 namespace rmoe {
 namespace {
@@ -25,26 +24,6 @@ struct Layer {
   Tensor q_proj, k_proj, v_proj, o_proj;
   std::optional<SwigluMlp> mlp, shared;
   std::unique_ptr<nn::MoeBlock> moe;
-};
-
-// Cosines and sines of the positions [first, first + count), Hugging Face's convention: channel c turns with channel
-// c + C/2. [count, C].
-struct Rotary {
-  Rotary(int64_t first, int64_t count, int64_t width, double theta, at::ScalarType dtype) {
-    const auto options = at::TensorOptions().dtype(dtype);
-    const Tensor exponent = at::arange(0, width, 2, options) / static_cast<double>(width);
-    const Tensor frequency = at::pow(theta, exponent).reciprocal();
-    const Tensor angle = at::arange(first, first + count, options).unsqueeze(1) * frequency.unsqueeze(0);
-    const Tensor both = at::cat({angle, angle}, 1);
-    cos = both.cos();
-    sin = both.sin();
-  }
-  Tensor operator()(const Tensor& x_BHSC) const {
-    const Tensor x = x_BHSC.to(cos.scalar_type());
-    const auto half = x.chunk(2, -1);
-    return (x * cos + at::cat({-half[1], half[0]}, -1) * sin).to(x_BHSC.scalar_type());
-  }
-  Tensor cos, sin;
 };
 
 enum Site : uint64_t { kAttention, kOutput, kInner, kSites };
@@ -90,15 +69,16 @@ class LlamaModel : public Model {
     result.memory = std::move(memory);
     result.memory.layers.resize(layers_.size());
     const auto precision = at_least_fp32(options.dtype);
-    const Rotary rotary(result.memory.position, S, config_.head_width(), config_.llama.rope_theta, precision);
+    const RotaryAngles angles =
+        rotary_angles(result.memory.position, S, config_.head_width(), config_.llama.rope_theta, precision);
     result.memory.position += S;
 
     Tensor x = at::embedding(embedding_VD_, tokens_BS).to(options.dtype);
     const bool remember = options.remember == Remember::kKeysValues;
     const auto memories = remember ? result.memory.layers.data() : nullptr;
-    const auto step = [this, rotary, memories](size_t i, const Tensor& h, routing::RouterCarry carry,
+    const auto step = [this, angles, memories](size_t i, const Tensor& h, routing::RouterCarry carry,
                                                const LayerInput& in) {
-      return layer(i, h, std::move(carry), in, rotary, memories ? &memories[i].kv : nullptr);
+      return layer(i, h, std::move(carry), in, angles, memories ? &memories[i].kv : nullptr);
     };
     x = run_layers(std::move(x), tokens_BS, options, step, result.trace);
     if (options.last_logits_only) x = x.narrow(1, S - 1, 1);
@@ -108,14 +88,14 @@ class LlamaModel : public Model {
 
  private:
   nn::LayerResult layer(size_t i, const Tensor& x_BSD, routing::RouterCarry carry, const LayerInput& in,
-                        const Rotary& rotary, nn::KvCache* cache) const {
+                        const RotaryAngles& angles, nn::KvCache* cache) const {
     const Layer& l = layers_[i];
     const auto key = [&](Site site) { return in.dropout_key.at(i * kSites + site); };
     const auto dropped = [&](const Tensor& y, Site site) {
       return in.context.training ? dropout(y, config_.dropout, key(site)) : y;
     };
     nn::LayerResult out;
-    out.x = x_BSD + dropped(attention(l, norm(x_BSD, l.input_norm_D), rotary, cache), kAttention);
+    out.x = x_BSD + dropped(attention(l, norm(x_BSD, l.input_norm_D), angles, cache), kAttention);
     const Tensor n = norm(out.x, l.output_norm_D);
     Tensor y;
     if (l.moe) {
@@ -137,19 +117,20 @@ class LlamaModel : public Model {
   }
 
   // `cache` is null where nothing is remembered.
-  Tensor attention(const Layer& layer, const Tensor& x_BSD, const Rotary& rotary, nn::KvCache* cache) const {
+  Tensor attention(const Layer& layer, const Tensor& x_BSD, const RotaryAngles& angles, nn::KvCache* cache) const {
     const int64_t B = x_BSD.size(0), S = x_BSD.size(1), C = config_.head_width();
-    const auto heads = [&](const Tensor& t) { return t.view({B, S, -1, C}).transpose(1, 2); };
-    const Tensor q = rotary(heads(affine(x_BSD, layer.q_proj)));
-    Tensor k = rotary(heads(affine(x_BSD, layer.k_proj)));
+    const auto heads = [&](const Tensor& t) { return t.view({B, S, -1, C}); };
+    Tensor q = heads(affine(x_BSD, layer.q_proj)), k = heads(affine(x_BSD, layer.k_proj));
     Tensor v = heads(affine(x_BSD, layer.v_proj));
-    if (cache) std::tie(k, v) = cache->append(k, v);
-    const int64_t past = k.size(2) - S, group = config_.heads / config_.kv_heads();
-    const auto repeated = [&](const Tensor& t) { return group == 1 ? t : t.repeat_interleave(group, 1); };
-    std::optional<Tensor> mask;
-    if (past > 0 && S > 1) mask = at::ones({S, past + S}, x_BSD.options().dtype(at::kBool)).tril(past);
-    const Tensor out = at::scaled_dot_product_attention(q, repeated(k), repeated(v), mask, 0.0, past == 0 && S > 1);
-    return affine(out.transpose(1, 2).reshape({B, S, -1}), layer.o_proj);
+    RotaryAngles left = angles;  // to turn by
+    if (cache) {
+      // Keys are kept turned.
+      q = rotate(q, angles);
+      std::tie(k, v) = cache->append(rotate(k, angles).transpose(1, 2), v.transpose(1, 2));
+      k = k.transpose(1, 2), v = v.transpose(1, 2);
+      left = {};
+    }
+    return affine(causal_attention(q, k, v, left).view({B, S, -1}), layer.o_proj);
   }
 
   std::vector<Layer> layers_;

@@ -150,8 +150,7 @@ class SpanModel : public Model {
       k = heads(affine(context, layer.k_DD));
       v = heads(affine(context, layer.v_DD));
     }
-    const Tensor out =
-        span_attention(heads(affine(h_BMD, layer.q_DD)), k, v, key_pe_1CS_.squeeze(0).to(h_BMD.scalar_type()), p, key);
+    const Tensor out = span_attention(heads(affine(h_BMD, layer.q_DD)), k, v, key_pe_1CS_.squeeze(0), p, key);
     return affine(out.transpose(1, 2).reshape({B, M, D}), layer.o_DD);
   }
 

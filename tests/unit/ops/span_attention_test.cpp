@@ -1,7 +1,12 @@
 #include "rmoe/ops/span_attention.h"
 
+#include <torch/csrc/autograd/autograd.h>
+
 #include "rmoe/base/error.h"
+#include "rmoe/ops/reference/span_attention.h"
+#include "tests/support/accuracy.h"
 #include "tests/support/gradcheck.h"
+#include "tests/support/isas.h"
 
 namespace rmoe {
 namespace {
@@ -86,6 +91,99 @@ TEST(SpanAttention, LowPrecisionIsAsAccurateAsThePlainFormula) {
     testing::expect_as_accurate(span_attention(low.q, low.k, low.v, low.key_pe, 0, {}), by_queries(low),
                                 by_queries(exact), c10::toString(dtype));
   }
+}
+
+struct Case {
+  int64_t B, H, M, S, C;
+};
+
+// out, dq, dk, dv, dkey_pe through autograd.
+std::vector<Tensor> run(const Inputs& in, const Tensor& grad, double p, DropoutKey key) {
+  std::vector<Tensor> leaves;
+  for (const Tensor& t : {in.q, in.k, in.v, in.key_pe}) leaves.push_back(t.detach().requires_grad_());
+  const Tensor out = span_attention(leaves[0], leaves[1], leaves[2], leaves[3], p, key);
+  out.backward(grad);
+  return {out.detach(), leaves[0].grad(), leaves[1].grad(), leaves[2].grad(), leaves[3].grad()};
+}
+
+std::vector<Tensor> formula(const Inputs& in, const Tensor& grad, double p, DropoutKey key) {
+  const auto k = static_cast<int64_t>(key.value);
+  const auto [out, lse] = reference::span_attention(in.q, in.k, in.v, in.key_pe, p, k);
+  auto [dq, dk, dv, dkey_pe] =
+      reference::span_attention_backward(grad, in.q, in.k, in.v, in.key_pe, out, lse, p, k);
+  return {out, dq, dk, dv, dkey_pe};
+}
+
+class SpanAttentionOp : public ::testing::TestWithParam<Case> {};
+
+TEST_P(SpanAttentionOp, IsAsAccurateAsThePlainFormula) {
+  const Case c = GetParam();
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const double p : {0.0, 0.3}) {
+      const DropoutKey key{(uint64_t{5} << 32) + 3};
+      Inputs in(c.B, c.H, c.M, c.S, c.C, dtype);
+      in.key_pe = in.key_pe.to(at::kFloat);  // a master weight
+      const Tensor grad = randn({c.B, c.H, c.M, c.C}, 9, dtype);
+      Inputs wide = in;
+      for (Tensor* t : {&wide.q, &wide.k, &wide.v, &wide.key_pe}) *t = t->to(at::kDouble);
+      const auto exact = formula(wide, grad.to(at::kDouble), p, key), plain = formula(in, grad, p, key);
+      test::for_each_isa([&] {
+        const auto ours = run(in, grad, p, key);
+        const char* names[] = {"out", "dq", "dk", "dv", "dkey_pe"};
+        for (size_t i = 0; i < ours.size(); ++i) test::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+        EXPECT_EQ(ours[4].scalar_type(), at::kFloat);
+      });
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, SpanAttentionOp,
+                         ::testing::Values(Case{1, 1, 1, 1, 1}, Case{2, 3, 1, 67, 44}, Case{2, 5, 4, 33, 17},
+                                           Case{8, 8, 5, 7, 3}, Case{1, 2, 31, 352, 16}, Case{2, 1, 63, 65, 44},
+                                           Case{1, 2, 64, 64, 64}, Case{1, 1, 65, 128, 33}, Case{1, 1, 131, 2, 15},
+                                           Case{2, 3, 40, 1601, 8}, Case{1, 1, 17, 44, 256}, Case{1, 1, 200, 97, 1}));
+
+TEST(SpanAttention, AnyStridesGiveTheSameBits) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const Inputs in(2, 3, 40, 50, 20, dtype);
+    const Tensor grad = randn({2, 3, 40, 20}, 9, dtype);
+    Inputs other = in;
+    for (Tensor* t : {&other.q, &other.k, &other.v}) *t = t->transpose(1, 2).contiguous().transpose(1, 2);
+    other.key_pe = in.key_pe.t().contiguous().t();
+    test::for_each_isa([&] {
+      if (kernels::cpu_isa() == kernels::Isa::kPlain) return;  // the library's own products
+      const auto a = run(in, grad, 0.2, {1}), b = run(other, grad.transpose(2, 3).contiguous().transpose(2, 3), 0.2, {1});
+      for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(a[i].equal(b[i])) << i;
+    });
+  }
+}
+
+TEST(SpanAttention, JoiningTheHeadsOfResultsIsAView) {
+  if (kernels::cpu_isa() < kernels::Isa::kAvx2) GTEST_SKIP() << "no kernels";
+  const Inputs in(2, 3, 8, 5, 4, at::kFloat);
+  torch::autograd::variable_list leaves;
+  for (const Tensor& t : {in.q, in.k, in.v}) leaves.push_back(t.detach().requires_grad_());
+  const Tensor out = span_attention(leaves[0], leaves[1], leaves[2], in.key_pe, 0, {});
+  auto results = torch::autograd::grad({out}, leaves, {at::ones_like(out)});
+  results.push_back(out);
+  for (size_t i = 0; i < results.size(); ++i) EXPECT_TRUE(results[i].transpose(1, 2).is_contiguous()) << i;
+}
+
+TEST(SpanAttention, ThreadsDoNotChangeTheBits) {
+  const int threads = at::get_num_threads();
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const Inputs in(1, 3, 200, 90, 44, dtype);
+    const Tensor grad = randn({1, 3, 200, 44}, 9, dtype);
+    test::for_each_isa([&] {
+      if (kernels::cpu_isa() == kernels::Isa::kPlain) return;  // the library's own products
+      at::set_num_threads(1);
+      const auto one = run(in, grad, 0.1, {4});
+      at::set_num_threads(2);
+      const auto two = run(in, grad, 0.1, {4});
+      for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(one[i].equal(two[i])) << i;
+    });
+  }
+  at::set_num_threads(threads);
 }
 
 TEST(SpanAttention, WrongShapesAreNamed) {

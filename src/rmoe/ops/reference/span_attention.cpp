@@ -49,13 +49,13 @@ Tensor flat(const Tensor& t) { return t.reshape({t.size(0) * t.size(1), t.size(2
 std::tuple<Tensor, Tensor> span_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe,
                                           double dropout_p, int64_t dropout_key) {
   const Pieces p(q, key_pe);
-  const Tensor qs = flat(q), ks = flat(k), vs = flat(v);
+  const Tensor qs = flat(q), ks = flat(k), vs = flat(v), positions = key_pe.to(q.scalar_type());
   const auto precise = q.scalar_type() == at::kBFloat16 ? at::kFloat : q.scalar_type();
   Tensor out = at::empty(qs.sizes(), q.options());
   Tensor lse = at::empty({p.heads, p.M}, q.options().dtype(precise));
   Tensor skewed = at::zeros({p.step, p.M, p.S + p.M}, q.options());  // zero outside the band, always
   p.for_each([&](int64_t begin, int64_t count) {
-    Tensor weights = p.scores(qs.narrow(0, begin, count), ks.narrow(0, begin, count), key_pe);
+    Tensor weights = p.scores(qs.narrow(0, begin, count), ks.narrow(0, begin, count), positions);
     const Tensor lse_piece = weights.logsumexp(-1);
     lse.narrow(0, begin, count).copy_(lse_piece);
     weights.sub_(lse_piece.unsqueeze(-1)).exp_();
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
   const Pieces p(q, key_pe);
   const DropoutKey key{static_cast<uint64_t>(dropout_key)};
   const Tensor qs = flat(q), ks = flat(k), vs = flat(v), grads = flat(grad), outs = flat(out);
-  const Tensor lses = lse.reshape({p.heads, p.M});
+  const Tensor lses = lse.reshape({p.heads, p.M}), positions = key_pe.to(q.scalar_type());
   const auto precise = lse.scalar_type();
   Tensor dq = at::empty_like(qs), dk = at::empty_like(ks), dv = at::empty_like(vs);
   Tensor dkey_pe = at::zeros(key_pe.sizes(), key_pe.options().dtype(precise));
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
     const Tensor grad_g = grads.narrow(0, begin, count), out_g = outs.narrow(0, begin, count);
     const Tensor full = skewed.narrow(0, 0, count);
 
-    const Tensor weights = p.scores(q_g, k_g, key_pe).sub_(lses.narrow(0, begin, count).unsqueeze(-1)).exp_();
+    const Tensor weights = p.scores(q_g, k_g, positions).sub_(lses.narrow(0, begin, count).unsqueeze(-1)).exp_();
     Tensor kept = weights;
     if (dropout_p > 0) {
       kept = weights.clone();
@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
 
     p.band(full).copy_(d_scores);
     Tensor dq_g = dq.narrow(0, begin, count), dk_g = dk.narrow(0, begin, count);
-    at::baddbmm_out(dq_g, d_scores.matmul(key_pe.t()), full, k_g);
+    at::baddbmm_out(dq_g, d_scores.matmul(positions.t()), full, k_g);
     at::bmm_out(dk_g, full.transpose(1, 2), q_g);
     dkey_pe += q_g.reshape({-1, p.C}).t().mm(d_scores.reshape({-1, p.S}));
   });
