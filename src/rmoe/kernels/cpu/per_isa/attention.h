@@ -31,39 +31,32 @@ constexpr int64_t kKeys = 128;                   // columns of them
 constexpr int64_t kStretch = 768;                // columns whose weights backward holds at once: those of a block stay in L2
 constexpr int64_t kFewQueries = 4;               // up to so many, keys and values are read in place
 
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+// The softmax is computed with powers of e in fp32 and, which takes fewer steps and loses more of a large score's digits,
+// powers of 2 in bf16: scores and log-sum-exps are in units of this.
+constexpr float kUnit = kNarrow ? 1.44269504f : 1;
 
-// 2^x for x below 128, within 2 units in the last place of an fp32 (for bf16: 3e-6), and at least 2^-126 where there is
-// no instruction that scales; nan for nan.
-inline Vec exp2(Vec x) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+// 2^x within 3e-6 of its value; nan for nan.
+inline Vec power(Vec x) {
   const Vec r = _mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-#else
-  x = max(Vec(-126.0f), x);
-  const __m256 whole = _mm256_floor_ps(x.v);
-  const Vec r = _mm256_sub_ps(x.v, whole);
-#endif
-  // Smallest largest relative error on [0, 1].
-  Vec p;
-  if constexpr (kNarrow) {
-    p = fma(Vec(0.013534168f), r, Vec(0.0520114611f));
-    p = fma(p, r, Vec(0.241442756f));
-    p = fma(p, r, Vec(0.693003835f));
-    p = fma(p, r, Vec(1.00000259f));
-  } else {
-    p = fma(Vec(0.000217022555f), r, Vec(0.00124396879f));
-    p = fma(p, r, Vec(0.00967884098f));
-    p = fma(p, r, Vec(0.055483342f));
-    p = fma(p, r, Vec(0.240229836f));
-    p = fma(p, r, Vec(0.693146984f));
-    p = fma(p, r, Vec(1.0f));
-  }
-#if defined(__AVX512F__)
+  // With the smallest largest relative error on [0, 1].
+  Vec p = fma(Vec(0.013534168f), r, Vec(0.0520114611f));
+  p = fma(p, r, Vec(0.241442756f));
+  p = fma(p, r, Vec(0.693003835f));
+  p = fma(p, r, Vec(1.00000259f));
   return _mm512_scalef_ps(p.v, x.v);  // p 2^floor(x)
+}
 #else
-  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), shift));
+inline Vec power(Vec x) { return exp(x); }
 #endif
+
+// power(score * factor - shift). In fp32 the product is rounded first, as it was for a shift that is a largest score or a
+// log-sum-exp: the roundings cancel where one key has most of the weight.
+inline Vec weight_of(Vec score, Vec factor, Vec shift) {
+  if constexpr (kNarrow) return power(fma(score, factor, Vec(0.0f) - shift));
+  Vec product = score * factor;
+  asm("" : "+v"(product.v));  // no contraction to a multiply-add
+  return power(product - shift);
 }
 
 // Lanes that dropout keeps.
@@ -227,29 +220,30 @@ void weigh(const Row& row, const float* scores, T* weights, int64_t at, int64_t 
   }
   const float before = first_columns ? kLowest : largest, now = std::max(before, max(most));
   largest = now;
-  Vec sum(0.0f);
+  Vec sum_before(0.0f);
   if (!first_columns) {
-    sum = load(sums);
+    sum_before = load(sums);
     if (now > before) {
-      const Vec shrink = exp2(Vec((before - now) * factor));
-      sum = sum * shrink;
+      const Vec shrink = power(Vec((before - now) * factor));
+      sum_before = sum_before * shrink;
       for (int64_t c = 0; c < C; c += Vec::kLanes) store(out + c, load(out + c) * shrink);
     }
   }
 
-  const Vec scale(factor), shift(-now * factor);
+  const Vec scale(factor), shift(now * factor);
+  Vec sum(0.0f);  // of these columns: a long chain of additions loses digits
   for (int64_t c = 0; c < from; c += Vec::kLanes) store(weights + c, Vec(0.0f));
   for (int64_t c = from; c < end; c += Vec::kLanes) {
-    Vec weight = exp2(fma(row.score(load(scores + c), at + c), scale, shift));
+    Vec weight = weight_of(row.score(load(scores + c), at + c), scale, shift);
     if (!whole(c)) weight = between(weight, begin - c, end - c);
     sum = sum + weight;
     store(weights + c, apply(row.kept(at + c), weight));
   }
   for (int64_t c = std::max(from, round_up(end, Vec::kLanes)); c < width; c += Vec::kLanes) store(weights + c, Vec(0.0f));
-  store(sums, sum);
+  store(sums, sum_before + sum);
 }
 
-// The block of queries w.q [rows, C] to w.out [rows, C], the weighted values, and lse [rows]. factor: log2(e) times
+// The block of queries w.q [rows, C] to w.out [rows, C], the weighted values, and lse [rows]. factor: kUnit times
 // the scale of the scores. share: of the weights that dropout keeps.
 template <class Sight>
 void attend(const ForwardBuffers& w, const Band& band, int64_t rows, float factor, double share, const Sight& sight,
@@ -266,7 +260,7 @@ void attend(const ForwardBuffers& w, const Band& band, int64_t rows, float facto
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float total = sum(load(w.sums + r * Vec::kLanes));
-    lse[r] = (w.largest[r] * factor) * kLn2 + std::log(total);
+    lse[r] = w.largest[r] * factor / kUnit + std::log(total);
     const Vec divisor(static_cast<float>(1 / (static_cast<double>(total) * share)));
     for (int64_t c = 0; c < band.C; c += Vec::kLanes) store(w.out + r * ldo + c, load(w.out + r * ldo + c) * divisor);
   }
@@ -300,7 +294,7 @@ struct BackwardBuffers {
   T* dscores = nullptr;                 // [kQueries, kStretchRow], from column kMargin on
   T* packed = nullptr;
   float* dq = nullptr;                  // [kQueries, round_up(C, kPanel)]
-  float *lse = nullptr, *inner = nullptr;  // [kQueries]: log-sum-exp to the base 2; the kept share of out . dout
+  float *lse = nullptr, *inner = nullptr;  // [kQueries]: log-sum-exp in units of kUnit; the kept share of out . dout
   float* rows_of_keys = nullptr;        // [kPanel, C]
 };
 
@@ -310,11 +304,11 @@ void differentiate(const Row& row, const float* scores, const float* dweights, T
                    int64_t n, float factor, float lse, float inner) {
   const int64_t begin = std::clamp<int64_t>(row.begin - at, 0, n), end = std::clamp<int64_t>(row.end - at, 0, n);
   const int64_t from = begin / Vec::kLanes * Vec::kLanes, width = round_up(n, kPanel);
-  const Vec scale(factor), shift(-lse), mean(inner);
+  const Vec scale(factor), shift(lse), mean(inner);
   const auto clear = [&](int64_t c) { store(weights + c, Vec(0.0f)), store(dscores + c, Vec(0.0f)); };
   for (int64_t c = 0; c < from; c += Vec::kLanes) clear(c);
   for (int64_t c = from; c < end; c += Vec::kLanes) {
-    Vec weight = exp2(fma(row.score(load(scores + c), at + c), scale, shift));
+    Vec weight = weight_of(row.score(load(scores + c), at + c), scale, shift);
     const auto kept = row.kept(at + c);
     if (c < begin || c + Vec::kLanes > end) weight = between(weight, begin - c, end - c);
     store(weights + c, apply(kept, weight));

@@ -102,7 +102,7 @@ void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
   const int64_t blocks = (a.Sq + kQueries - 1) / kQueries, items = group * blocks;  // of a key-value head
   // Several pieces of a key-value head's work where there are fewer of them than threads; each packs the keys.
   const int64_t pieces = std::clamp<int64_t>(2 * omp_get_max_threads() / groups, 1, items);
-  const float factor = scale_of(a.C) * kLog2E;
+  const float factor = scale_of(a.C) * kUnit;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (int64_t kv_head = 0; kv_head < groups; ++kv_head) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -133,7 +133,7 @@ void backward(const CausalAttention<T>& a, HeadRows<const T> grad, HeadRows<cons
               HeadRows<T> dq, HeadRows<T> dk, HeadRows<T> dv) {
   const int64_t groups = a.B * a.Hkv, group = a.H / a.Hkv, past = a.Sk - a.Sq;
   const int64_t ldo = round_up(a.C, kPanel), ld_keys = stride_of(a.Sk);
-  const float scale = scale_of(a.C), factor = scale * kLog2E;
+  const float scale = scale_of(a.C), factor = scale * kUnit;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t kv_head = 0; kv_head < groups; ++kv_head) {
     const int64_t b = kv_head / a.Hkv, kv = kv_head % a.Hkv, ldk = padded_depth<T>(a.C);
@@ -151,7 +151,7 @@ void backward(const CausalAttention<T>& a, HeadRows<const T> grad, HeadRows<cons
         gather_turned(w.q, a, [&](int64_t r) { return a.q(b, h, m + r); }, m, rows);
         gather(w.dout, [&](int64_t r) { return grad(b, h, m + r); }, rows, a.C);
         for (int64_t r = 0; r < rows; ++r) {
-          w.lse[r] = lse[(b * a.H + h) * a.Sq + m + r] * kLog2E;
+          w.lse[r] = lse[(b * a.H + h) * a.Sq + m + r] * kUnit;
           w.inner[r] = dot(out(b, h, m + r), grad(b, h, m + r), a.C);
         }
         const Band band = {buffers.keys_nk, nullptr, buffers.values_nk, buffers.keys_kn, padded_depth<T>(a.Sk),

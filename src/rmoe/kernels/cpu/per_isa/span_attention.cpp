@@ -138,7 +138,7 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
   const int64_t most_keys = std::min(per_piece, a.M) + a.S;
   auto positions = make_buffers<PackedPositions>(kOfAll, &a, false, int64_t{0});
   positions.pack(a);
-  const float factor = scale_of(a.C) * kLog2E;
+  const float factor = scale_of(a.C) * kUnit;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (int64_t head = 0; head < heads; ++head) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -172,7 +172,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
   const int64_t ldo = round_up(a.C, kPanel);
   auto positions = make_buffers<PackedPositions>(kOfAll, &a, true, int64_t{0});
   positions.pack(a);
-  const float scale = scale_of(a.C), factor = scale * kLog2E;
+  const float scale = scale_of(a.C), factor = scale * kUnit;
   const auto share = static_cast<float>(1 - a.dropout), of_scores = scale / share;
 #pragma omp parallel
   {
@@ -194,7 +194,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
         gather(w.q, [&](int64_t r) { return a.q(b, h, m + r); }, rows, a.C);
         gather(w.dout, [&](int64_t r) { return grad(b, h, m + r); }, rows, a.C);
         for (int64_t r = 0; r < rows; ++r) {
-          w.lse[r] = lse[head * a.M + m + r] * kLog2E;
+          w.lse[r] = lse[head * a.M + m + r] * kUnit;
           w.inner[r] = share * dot(out(b, h, m + r), grad(b, h, m + r), a.C);
         }
         multiply(buffers.position + Vec::kLanes, position_stride(a.S), w.q, padded_depth<T>(a.C), positions.kn, rows,
