@@ -1,3 +1,4 @@
+// Causal attention by tiles (attention.h), with rotary positions and grouped queries: see kernels/cpu/attention.h.
 #include <omp.h>
 
 #include "rmoe/kernels/cpu/per_isa/attention.h"

@@ -1,3 +1,4 @@
+// Attention over a fixed span by tiles (attention.h), with its position scores and dropout: see kernels/cpu/attention.h.
 #include <omp.h>
 
 #include "rmoe/kernels/cpu/per_isa/attention.h"
