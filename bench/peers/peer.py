@@ -83,10 +83,9 @@ class Peer:
         return torch.compile(f, dynamic=False) if self.compiled else f
 
     def plain_layer(self):
-        """Weights, input and gradient in the workload's dtype: casts belong to a step, not to a layer."""
+        """Input and its gradient in the workload's dtype; weights and their gradients in fp32, as in training."""
         s, dtype = self.s, torch.bfloat16 if self.bf16 else torch.float32
-        layer = models.MoeLayer(s, self.fast, dtype, self.recurrent)
-        layer.experts.to(dtype)
+        layer = models.MoeLayer(s, self.fast, self.dtype, self.recurrent)
         cell = torch.nn.GRUCell(s.state, s.state) if self.recurrent else None
         x = torch.randn(s.tokens, s.width).to(dtype).requires_grad_()
         state = torch.randn(s.tokens, s.state).mul_(0.5).requires_grad_() if self.recurrent else None
@@ -97,7 +96,8 @@ class Peer:
         def iterate():
             for leaf in leaves:
                 leaf.grad = None
-            y, h, _ = forward(x, state, cell)
+            with self.autocast():
+                y, h, _ = forward(x, state, cell)
             torch.autograd.backward([y, h] if self.recurrent else [y], grads)
         return iterate
 

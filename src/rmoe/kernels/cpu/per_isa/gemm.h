@@ -523,6 +523,7 @@ inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda,
 template <class T, int64_t R, class W>
 void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
   constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
+  constexpr int64_t kAhead = 2048 / sizeof(W);  // the hardware's own look ahead stops at every page
   for (int64_t j = begin; j < end; j += kAtOnce) {
     const int64_t count = std::min(kAtOnce, end - j);
     Vec sums[kAtOnce][R];
@@ -531,7 +532,9 @@ void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin
       Vec columns[R];
       for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
       for (int64_t c = 0; c < kAtOnce; ++c) {
-        const Vec value = round_to<T>(load(w + (j + std::min(c, count - 1)) * k + i, n));
+        const W* at = w + (j + std::min(c, count - 1)) * k + i;
+        prefetch(at + kAhead);
+        const Vec value = round_to<T>(load(at, n));
         for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
       }
     });

@@ -37,6 +37,8 @@ inline Bf16 from_float<Bf16>(float f) {
   return {static_cast<uint16_t>(nan ? 0x7fc0 : rounded)};
 }
 
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 #if defined(__AVX512F__)
 
 struct Vec {
