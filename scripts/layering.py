@@ -20,11 +20,11 @@ LAYERS = [
     ["nn"],
     ["models"],
     ["eval", "compare", "hf", "analysis"],
-    ["train"],  # evaluates with eval
+    ["train", "reproduce"],  # evaluates with eval; compares with compare
     ["bench"],  # measures them all
     ["cli"],
 ]
-TORCH_FREE = ["base", "kernels", "config", "data", "io", "compare", "cli"]
+TORCH_FREE = ["base", "kernels", "config", "data", "io", "compare", "reproduce", "cli"]
 
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

@@ -1,0 +1,22 @@
+// The two sizes of a reproduction: the paper's own setting, and a small one for two cores that keeps its ratios.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace rmoe::reproduce {
+
+enum class Scale { kPaper, kCpu };
+
+// The flags that bring a config of the paper's size to the scale; none for kPaper.
+// kCpu divides the widths of the span family (model, experts, recurrent state) by 4 and those of the llama family by
+// 10; layers of the span family, experts, experts per token and state over model width stay, and the paper's shape of
+// the schedule. Spans and blocks are 256 characters, a step has 16 of them, and a run 2000 steps: 8 M characters.
+std::vector<std::string> scale_flags(Scale scale, const std::filesystem::path& config);
+
+// Of the config with these flags.
+int64_t steps_of(const std::filesystem::path& config, const std::vector<std::string>& flags);
+
+}  // namespace rmoe::reproduce
