@@ -13,18 +13,18 @@ import sys
 
 LAYERS = [
     ["base"],
-    ["kernels", "config", "io"],
+    ["kernels", "config", "io", "plot"],
     ["ops", "dist", "data"],
     ["routing"],
     ["recurrence", "routers"],  # plug-ins behind the interfaces in routing
     ["nn"],
     ["models"],
-    ["eval", "compare", "hf", "analysis"],
-    ["train"],  # evaluates with eval
+    ["eval", "compare", "hf"],
+    ["train", "analysis"],  # both run models with eval
     ["bench"],  # measures them all
     ["cli"],
 ]
-TORCH_FREE = ["base", "kernels", "config", "data", "io", "compare", "cli"]
+TORCH_FREE = ["base", "kernels", "config", "data", "io", "plot", "compare", "cli"]
 
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
