@@ -13,18 +13,18 @@ import sys
 
 LAYERS = [
     ["base"],
-    ["kernels", "config", "io"],
+    ["kernels", "config", "io", "plot"],
     ["ops", "dist", "data"],
     ["routing"],
     ["recurrence", "routers"],  # plug-ins behind the interfaces in routing
     ["nn"],
     ["models"],
-    ["eval", "compare", "hf", "analysis"],
-    ["train", "reproduce"],  # evaluates with eval; compares with compare
+    ["eval", "compare", "hf"],
+    ["train", "analysis", "reproduce"],  # these run models with eval; reproduce compares with compare
     ["bench"],  # measures them all
     ["cli"],
 ]
-TORCH_FREE = ["base", "kernels", "config", "data", "io", "compare", "reproduce", "cli"]
+TORCH_FREE = ["base", "kernels", "config", "data", "io", "plot", "compare", "reproduce", "cli"]
 
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

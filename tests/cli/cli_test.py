@@ -128,7 +128,7 @@ class Case(unittest.TestCase):
 
     @classmethod
     def command(cls, *args):
-        one_thread = ["--threads", "1"] if args and args[0] in ("train", "eval", "generate", "bench") else []
+        one_thread = ["--threads", "1"] if args and args[0] in ("train", "eval", "generate", "bench", "analyze") else []
         return [RMOE, *args, *one_thread]
 
     @classmethod
@@ -959,6 +959,133 @@ class Trained(WithRun):
 
 
 # ---- what must not get lost
+
+
+class Traces(WithRun):
+    """--trace and --replay."""
+
+    def test_is_read_by_numpy_in_three_lines(self):
+        self.succeeds("eval", "run", "--tokens", "100", "--trace", "t.npy", "--trace-fields", "tokens,probs,states")
+        import numpy as np
+        trace = np.load(self.path("t.npy"), mmap_mode="r")
+        loads = [np.bincount(trace["ids"][:, layer].ravel(), minlength=4) for layer in range(2)]
+        self.assertEqual(trace.shape, (100,))
+        self.assertEqual(trace["ids"].shape, (100, 2, 2))
+        self.assertEqual([int(load.sum()) for load in loads], [200, 200])
+        np.testing.assert_array_equal(trace["position"], np.arange(100))
+        np.testing.assert_allclose(trace["probs"].sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(trace["probs"].argmax(-1), trace["ids"][:, :, 0])
+        np.testing.assert_allclose(trace["weights"].sum(-1), 1, atol=1e-5)
+        self.assertEqual(trace["states"].shape, (100, 2, 8))
+        self.assertTrue((np.abs(trace["states"]) < 1).all())
+        with open(self.path("data", "valid.tok"), "rb") as file:
+            np.testing.assert_array_equal(trace["tokens"], np.frombuffer(file.read()[128:228], np.uint8))
+        np.testing.assert_array_equal(np.load(self.path("t.npy"))["ids"], trace["ids"])
+
+    def test_tokens_can_be_chosen(self):
+        self.succeeds("eval", "run", "--tokens", "100", "--trace", "few.npy", "--trace-tokens", "10:50:20")
+        import numpy as np
+        self.assertEqual(np.load(self.path("few.npy"))["position"].tolist(), [10, 30])
+
+    def test_replay_gives_the_recorded_loads(self):
+        self.succeeds("eval", "run", "--tokens", "100", "--trace", "r.npy")
+        plain, replayed = (json.loads(self.succeeds("eval", "run", "--tokens", "100", "--json", *more).out)
+                           for more in ([], ["--replay", "r.npy"]))
+        self.assertEqual(plain["expert_fraction"], replayed["expert_fraction"])
+        self.assertAlmostEqual(plain["nats"] / replayed["nats"], 1, places=2)
+
+    def test_training_and_generating_write_traces_too(self):
+        self.train("traced", "--train.steps=4", "--trace", "train.npy", "--trace-every", "2")
+        self.succeeds("generate", "run", "-p", "the", "-n", "5", "--trace", "generate.npy")
+        import numpy as np
+        self.assertEqual(np.unique(np.load(self.path("train.npy"))["step"]).tolist(), [0, 2])
+        self.assertEqual(len(np.load(self.path("generate.npy"))), 3 + 4)
+
+    def test_bad_traces_are_said_in_one_line(self):
+        self.succeeds("eval", "run", "--tokens", "50", "--trace", "bad.npy")
+        self.train("other", "--train.steps=1", "--model.moe.experts=5")
+        self.fails(2, "eval", "other", "--tokens", "50", "--replay", "bad.npy", says="another model")
+        self.fails(2, "eval", "run", "--split", "test", "--tokens", "50", "--replay", "bad.npy", says="another text")
+        self.fails(2, "eval", "run", "--tokens", "60", "--replay", "bad.npy", says="position 50")
+        truncate(self.path("bad.npy"))
+        for args in (["eval", "run", "--replay", "bad.npy"], ["analyze", "bad.npy", "--out", "x"]):
+            self.fails(2, *args, says="truncated")
+        self.fails(2, "eval", "run", "--replay", "text.txt", says="not a routing trace")
+        self.fails(4, "eval", "run", "--replay", "missing.npy", says="no such trace")
+        self.fails(4, "eval", "run", "--trace", "missing/t.npy")
+        self.fails(2, "eval", "run", "--trace", "t2.npy", "--trace-fields", "score", says="expected tokens")
+        self.fails(2, "eval", "run", "--trace", "t2.npy", "--trace-tokens", "5", says="BEGIN:END:STEP")
+        self.fails(2, "eval", "run", "--trace-tokens", "0:5")
+        self.assertFalse(glob.glob(self.path("t2.npy*")))
+
+
+class Analyze(WithRun):
+    """`rmoe analyze`: files, report, and what it refuses."""
+
+    def test_writes_json_tables_plots_and_a_page(self):
+        result = self.succeeds("analyze", "run", "--tokens", "300", "--json")
+        with open(self.path("run", "analysis", "analysis.json")) as file:
+            self.assertEqual(json.load(file), json.loads(result.out))
+        run = json.loads(result.out)["runs"][0]
+        for key in ("mutual_information", "gate_entropy", "balance", "expert_similarity", "router_weights", "selection",
+                    "gradients", "paths", "token_kinds", "state_gradient"):
+            self.assertIsNotNone(run[key], key)
+        page = read(self.path("run", "analysis", "report.html")).decode()
+        self.assertNotRegex(page, r"(src|href)=\"(http|//)|<script|@import")
+        for title in ("Information shared across layers", "34.68 / 0.915", "Gradient through the state"):
+            self.assertIn(title, page)
+        plots = glob.glob(self.path("run", "analysis", "plots", "*"))
+        self.assertEqual({os.path.splitext(p)[0] for p in plots if p.endswith(".svg")},
+                         {os.path.splitext(p)[0] for p in plots if p.endswith(".png")})
+        self.assertGreater(len(plots), 20)
+        for plot in plots:
+            start = read(plot)[:5]
+            self.assertIn(start, (b"\x89PNG\r", b"<?xml"), plot)
+            self.assertNotIn(b"@@", read(plot) if plot.endswith(".svg") else b"", plot)
+            self.assertNotIn(b"var(--", read(plot) if plot.endswith(".svg") else b"", plot)
+        import csv
+        with open(self.path("run", "analysis", "csv", "selection.csv"), newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual(len(rows), 2 * 4)
+        self.assertAlmostEqual(sum(float(row["fraction"]) for row in rows), 2)
+
+    def test_puts_runs_side_by_side(self):
+        self.train("smoe", "--model.moe.stage={kind = \"none\"}", "--train.steps=3")
+        self.fails(2, "analyze", "run", "smoe", says="--out")
+        out = self.succeeds("analyze", "run", "smoe", "--tokens", "200", "--out", "both").out
+        self.assertIn("both/report.html", out)
+        page = read(self.path("both", "report.html")).decode()
+        self.assertIn(">smoe</span>", page)
+        self.assertIn(">run</span>", page)
+        self.assertTrue(os.path.exists(self.path("both", "plots", "mutual_information-2.png")))
+
+    def test_losses_of_several_depths_make_a_plot(self):
+        self.train("deep", "--model.layers=4", "--train.steps=3")
+        self.succeeds("analyze", "run", "deep", "--tokens", "100", "--gradient-batches", "0", "--out", "depth")
+        with open(self.path("depth", "csv", "loss_by_depth.csv")) as file:
+            self.assertEqual([line.split(",")[2] for line in file.read().split()[1:] if line.startswith(("run", "deep"))],
+                             ["2", "4"])
+        self.assertTrue(os.path.exists(self.path("depth", "plots", "loss_by_depth.svg")))
+
+    def test_from_a_trace(self):
+        self.succeeds("eval", "run", "--tokens", "200", "--trace", "a.npy", "--trace-fields", "probs,tokens")
+        self.succeeds("analyze", "a.npy", "--out", "alone")
+        text = json.loads(self.succeeds("analyze", "run", "--tokens", "200", "--out", "text", "--json").out)["runs"][0]
+        alone = json.loads(read(self.path("alone", "analysis.json")))["runs"][0]
+        self.assertEqual(text["paths"], alone["paths"])
+        self.assertEqual(text["balance"], alone["balance"])
+        with_run = self.succeeds("analyze", "run", "--from", "a.npy", "--out", "with", "--json")
+        self.assertEqual(json.loads(with_run.out)["runs"][0]["token_kinds"], text["token_kinds"])
+
+    def test_what_it_refuses(self):
+        self.fails(4, "analyze", "missing")
+        self.fails(2, "analyze", "data", says="not a run folder")
+        self.fails(2, "analyze", "run", "--from", "a", "--from", "b", "--out", "x", says="2 traces for 1 runs")
+        process = self.start("train", "tiny.toml", "--out", "live", "--train.steps=100000")
+        self.wait_for(lambda: os.path.isdir(self.path("live", "checkpoints")) and self.steps("live"), process)
+        self.fails(2, "analyze", "live", says="still being written")
+        process.kill()
+        process.wait()
 
 
 class BrokenCheckpoints(WithRun):

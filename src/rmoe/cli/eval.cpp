@@ -8,6 +8,7 @@
 
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
+#include "rmoe/cli/trace_options.h"
 #include "rmoe/eval/commands.h"
 
 namespace rmoe::cli {
@@ -51,6 +52,7 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--batch", command->batch, "blocks or windows at a time (default: chosen for speed)")->check(positive);
   app.add_option("--tokens", command->tokens, "only this many tokens of the split's start")->check(positive);
   app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
+  add_trace_options(app, command->trace, /*steps=*/false);
   app.callback([command, dtype, &globals] {
     command->threads = globals.threads;
     if (!dtype->empty()) command->dtype = *dtype == "bf16" ? Precision::kBf16 : Precision::kFp32;

@@ -11,6 +11,7 @@
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
 #include "rmoe/cli/command.h"
+#include "rmoe/cli/trace_options.h"
 #include "rmoe/eval/commands.h"
 
 namespace rmoe::cli {
@@ -90,6 +91,7 @@ void setup(CLI::App& app, Globals& globals) {
   auto dtype = std::make_shared<std::string>();
   app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--out", options->out, "write the text to this file, not to standard output");
+  add_trace_options(app, c.trace, /*steps=*/false);
   globals.may_be_empty.insert(prompt);
   app.callback([options, dtype, prompt, &globals] {
     if (!dtype->empty()) options->command.dtype = *dtype == "bf16" ? Precision::kBf16 : Precision::kFp32;

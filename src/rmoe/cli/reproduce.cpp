@@ -1,5 +1,6 @@
 // rmoe reproduce: trains the models behind a table or figure of the paper and prints the result beside its numbers.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <iomanip>
 #include <iostream>
@@ -143,6 +144,33 @@ double estimate(const Options& options, const std::vector<Job>& jobs) {
   return seconds / static_cast<double>(options.at_once());
 }
 
+// Looks into every run of the entry; the page and the plots go to the entry's own folder.
+void analyze(const Options& options, const Entry& entry, std::vector<RowResult>& rows) {
+  const fs::path folder = options.folder() / entry.name;
+  std::vector<std::string> words{"analyze"};
+  for (const RowResult& row : rows) {
+    for (const compare::Run& one : row.runs) words.push_back(one.path);
+  }
+  if (words.size() == 1) return;
+  constexpr const char* kTokens = "100000";
+  words.insert(words.end(), {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
+  const Json report = parse_json(
+      output_of(kThisProgram, words, options.folder() / "logs" / (entry.name + ".log")), "reproduce: the analysis");
+  size_t next = 0;
+  const auto median = [](const Json& side) {
+    return side.is_object() && side.at("median").is_number() ? side.at("median").get<double>() : std::nan("");
+  };
+  for (RowResult& row : rows) {
+    for (size_t i = 0; i < row.runs.size(); ++i) {
+      const Json& balance = report.at("runs").at(next++).at("balance");
+      if (!balance.is_object()) continue;
+      row.inner.push_back(median(balance.at("inner")));
+      row.outer.push_back(median(balance.at("outer")));
+    }
+  }
+  log_info("reproduce: ", entry.name, ": plots and page in ", folder.string());
+}
+
 Result read_result(const Options& options, const Entry& entry, const GridResult& grid) {
   std::vector<RowResult> rows;
   for (const Row& row : entry.rows) {
@@ -158,6 +186,7 @@ Result read_result(const Options& options, const Entry& entry, const GridResult&
     }
     rows.push_back(std::move(result));
   }
+  if (entry.analyzed) analyze(options, entry, rows);
   return make_result(entry, options.scale, std::move(rows));
 }
 

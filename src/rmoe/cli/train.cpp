@@ -12,6 +12,7 @@
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
+#include "rmoe/cli/trace_options.h"
 #include "rmoe/train/plan.h"
 #include "rmoe/train/run.h"
 
@@ -21,6 +22,7 @@ namespace {
 struct Options {
   std::string config, out, resume = "auto";
   bool plan = false;
+  TraceOptions trace;
 };
 
 Json optional_json(std::optional<int64_t> value) { return value ? Json(*value) : Json(); }
@@ -66,6 +68,7 @@ void setup(CLI::App& app, Globals& globals) {
       ->check(CLI::IsMember({"auto", "never", "must"}));
   app.add_flag("--plan", options->plan, "only say how much memory the run needs; trains and writes nothing")
       ->excludes(folder);
+  add_trace_options(app, options->trace, /*steps=*/true);
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     auto config = load_config<RunConfig>(options->config, globals.config_flags);
@@ -76,7 +79,7 @@ void setup(CLI::App& app, Globals& globals) {
     const Resume resume = options->resume == "auto"    ? Resume::kAuto
                           : options->resume == "never" ? Resume::kNever
                                                        : Resume::kMust;
-    const TrainReport report = train(std::move(config), out, resume);
+    const TrainReport report = train(std::move(config), out, resume, options->trace);
     if (globals.json) {
       std::cout << json_text({{"run", out},
                               {"steps", report.steps},

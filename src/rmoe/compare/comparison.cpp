@@ -8,9 +8,12 @@
 #include <set>
 
 #include "rmoe/base/error.h"
-#include "rmoe/compare/number.h"
+#include "rmoe/plot/number.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
+
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();

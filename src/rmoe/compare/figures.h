@@ -6,9 +6,11 @@
 #include <vector>
 
 #include "rmoe/compare/comparison.h"
-#include "rmoe/compare/plot.h"
+#include "rmoe/plot/plot.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
 
 // Curves of every run: [group][run], in the order of Comparison::groups.
 using AllCurves = std::vector<std::vector<Curves>>;

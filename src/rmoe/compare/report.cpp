@@ -11,9 +11,9 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/compare/figures.h"
-#include "rmoe/compare/html.h"
-#include "rmoe/compare/number.h"
-#include "rmoe/compare/style.h"
+#include "rmoe/plot/html.h"
+#include "rmoe/plot/number.h"
+#include "rmoe/plot/style.h"
 #include "rmoe/compare/table.h"
 
 namespace rmoe::compare {

@@ -9,10 +9,13 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
-#include "rmoe/compare/html.h"
+#include "rmoe/plot/html.h"
 #include "rmoe/io/metrics.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
+
 namespace {
 
 namespace fs = std::filesystem;

@@ -6,10 +6,13 @@
 #include <vector>
 
 #include "rmoe/base/error.h"
-#include "rmoe/compare/html.h"
-#include "rmoe/compare/number.h"
+#include "rmoe/plot/html.h"
+#include "rmoe/plot/number.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
+
 namespace {
 
 constexpr const char* kSpreadNote = "±: standard deviation over seeds (- with a single seed).";

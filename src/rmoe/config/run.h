@@ -133,6 +133,7 @@ struct TrainConfig {
   int64_t threads = 0;
   int64_t log_every = 10;
   bool routing_stats = true;
+  int64_t gradient_sources_every = 0;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   EvalConfig eval;
@@ -155,6 +156,11 @@ struct TrainConfig {
         Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0, .max = kMostThreads}},
         Field{"log_every", &C::log_every, "steps per line of metrics.jsonl", {.min = 1}},
         Field{"routing_stats", &C::routing_stats, "sum up what the routers do (loads, entropy, drops) for logs"},
+        Field{"gradient_sources_every",
+              &C::gradient_sources_every,
+              "steps between measurements of the routers' gradient norm by source (LM loss, balance loss), each of "
+              "which costs another backward pass; 0: none",
+              {.min = 0}},
         Field{"optimizer", &C::optimizer, "Adam and AdamW"},
         Field{"schedule", &C::schedule, "learning rate over time"},
         Field{"eval", &C::eval, "evaluation during training"},

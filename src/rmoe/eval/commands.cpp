@@ -8,49 +8,17 @@
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
+#include "rmoe/data/hash.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
 #include "rmoe/eval/run.h"
+#include "rmoe/eval/trace.h"
 #include "rmoe/ops/runtime.h"
 
 namespace rmoe {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct SplitFile {
-  fs::path path;
-  std::string split;
-  bool own = false;  // of the data that the run was trained on
-};
-
-bool same_file(const fs::path& a, const fs::path& b) {
-  std::error_code none;
-  return fs::equivalent(a, b, none);
-}
-
-SplitFile find_data(const LoadedRun& run, const EvalCommand& command) {
-  const fs::path trained_on = run.config.data.path;
-  if (command.data.empty()) {
-    if (!fs::is_directory(trained_on)) {
-      throw Error(Exit::kIo, str(command.run, ": the data it was trained on is not there: ", trained_on.string()),
-                  "run from the folder where it was trained, or name the data with --data");
-    }
-    return {trained_on / (command.split + ".tok"), command.split, true};
-  }
-  const fs::path data = command.data;
-  if (!fs::exists(data)) io_error(data.string(), ": no such data folder or token file");
-  if (fs::is_directory(data)) return {data / (command.split + ".tok"), command.split, same_file(data, trained_on)};
-  const std::string split = data.stem().string();
-  return {data, split, data.extension() == ".tok" && same_file(data, trained_on / (split + ".tok"))};
-}
-
-// The dtype to compute in, `wish` or else the run's; the run's weights are then kept for it.
-at::ScalarType compute_in(LoadedRun& run, std::optional<Precision> wish) {
-  if (wish.value_or(run.config.train.dtype) != Precision::kBf16) return at::kFloat;
-  store_weights_as(run.params, at::kBFloat16);
-  return at::kBFloat16;
-}
 
 std::string progress_line(const EvalResult& so_far, int64_t total, const std::string& split,
                           const data::TokenHeader& header) {
@@ -81,6 +49,29 @@ std::vector<std::vector<double>> fractions(const std::vector<std::vector<int64_t
   return result;
 }
 
+// What a trace says of where it comes from.
+Json trace_info(const char* source, const LoadedRun& run, const std::string& data, const data::TokenHeader* header) {
+  return {{"source", source},
+          {"run", run.dir.string()},
+          {"step", run.step},
+          {"tokenizer_hash", data::hex16(run.tokenizer->hash())},
+          {"data", data.empty() ? Json() : Json(data)},
+          {"data_hash", header ? Json(data::hex16(header->payload_hash)) : Json()}};
+}
+
+void check_replayed_text(const Replay& replay, const data::TokenFile& tokens) {
+  const Json& info = replay.file().info();
+  const std::string recorded = info.value("data_hash", Json()).is_string() ? info.at("data_hash").get<std::string>() : "";
+  const std::string here = data::hex16(tokens.header().payload_hash);
+  RMOE_CHECK(recorded == here, replay.file().path().string(), ": a trace of another text: hash ",
+             recorded.empty() ? "unknown" : recorded, ", ", tokens.path().string(), " has ", here);
+}
+
+// The checkpoint that was recorded: its choices may be forced on another.
+int64_t replay_step(const Replay& replay) {
+  return json_int(replay.file().info(), "step", replay.file().path().string() + ": trailer");
+}
+
 }  // namespace
 
 Json EvalReport::json() const {
@@ -106,8 +97,7 @@ EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
   LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const at::ScalarType dtype = compute_in(run, command.dtype);
-  const SplitFile data = find_data(run, command);
-  if (!fs::exists(data.path)) io_error(data.path.string(), ": no such token file");
+  const SplitFile data = find_split(run, command.data, command.split);
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 
@@ -117,16 +107,36 @@ EvalReport run_eval(const EvalCommand& command) {
     log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
              "' sees tokens to come, or their place in a batch: the result says nothing about writing");
   }
+  std::optional<TraceRecorder> recorder;
+  std::optional<Replay> replay;
+  if (!command.trace.file.empty()) {
+    recorder.emplace(command.trace, *run.model, trace_info("eval", run, data.path.string(), &tokens.header()));
+  }
+  if (!command.trace.replay.empty()) {
+    replay.emplace(command.trace.replay, *run.model);
+    check_replayed_text(*replay, tokens);
+  }
   Progress progress;
-  const EvalResult result = evaluate(*run.model, tokens,
-                                     {.block = command.block > 0 ? command.block : run.config.train.block,
-                                      .batch = command.batch,
-                                      .max_tokens = command.tokens,
-                                      .dtype = dtype,
-                                      .progress = [&](const EvalResult& so_far, int64_t total) {
-                                        if (progress.due())
-                                          progress.update(progress_line(so_far, total, data.split, tokens.header()));
-                                      }});
+  EvalOptions options{.block = command.block > 0 ? command.block : run.config.train.block,
+                      .batch = command.batch,
+                      .max_tokens = command.tokens,
+                      .dtype = dtype,
+                      .progress = [&](const EvalResult& so_far, int64_t total) {
+                        if (progress.due())
+                          progress.update(progress_line(so_far, total, data.split, tokens.header()));
+                      }};
+  if (recorder) {
+    options.watch = [&](const EvalPiece& piece) {
+      recorder->add(piece.forward.trace, piece.tokens_T, piece.positions_T, run.step);
+    };
+  }
+  if (replay) {
+    options.replay = [&](const Tensor& tokens_T, const Tensor& positions_T) {
+      return replay->choices(tokens_T, positions_T, replay_step(*replay));
+    };
+  }
+  const EvalResult result = evaluate(*run.model, tokens, options);
+  if (recorder) recorder->finish();
 
   report.run = command.run;
   report.split = data.split;
@@ -145,7 +155,8 @@ EvalReport run_eval(const EvalCommand& command) {
   for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
   report.expert_fraction = fractions(result.routing.counts);
   report.seconds = result.seconds;
-  if (data.own && result.tokens == tokens.size() - 1) {
+  // With forced choices it is no measurement of the run.
+  if (data.own && result.tokens == tokens.size() - 1 && !replay) {
     const fs::path path = run.dir / "eval" / (data.split + ".json");
     std::error_code failed;
     fs::create_directories(path.parent_path(), failed);
@@ -161,15 +172,29 @@ GenerateReport run_generate(const GenerateCommand& command, const std::function<
   configure_runtime(command.threads);
   LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const at::ScalarType dtype = compute_in(run, command.dtype);
-  const GeneratedText generated = generate_text(*run.model, *run.tokenizer, command.prompt,
-                                                {.max_new = command.tokens,
-                                                 .temperature = command.sampling.temperature,
-                                                 .top_k = command.sampling.top_k,
-                                                 .top_p = command.sampling.top_p,
-                                                 .seed = static_cast<uint64_t>(command.seed),
-                                                 .dtype = dtype,
-                                                 .stops = command.stops},
-                                                on_text);
+  std::optional<TraceRecorder> recorder;
+  std::optional<Replay> replay;
+  if (!command.trace.file.empty()) recorder.emplace(command.trace, *run.model, trace_info("generate", run, "", nullptr));
+  if (!command.trace.replay.empty()) replay.emplace(command.trace.replay, *run.model);
+  TextOptions options{.max_new = command.tokens,
+                      .temperature = command.sampling.temperature,
+                      .top_k = command.sampling.top_k,
+                      .top_p = command.sampling.top_p,
+                      .seed = static_cast<uint64_t>(command.seed),
+                      .dtype = dtype,
+                      .stops = command.stops};
+  if (recorder) {
+    options.watch = [&](const ForwardResult& forward, const Tensor& tokens_T, const Tensor& positions_T) {
+      recorder->add(forward.trace, tokens_T, positions_T, run.step);
+    };
+  }
+  if (replay) {
+    options.replay = [&](const Tensor& tokens_T, const Tensor& positions_T) {
+      return replay->choices(tokens_T, positions_T, replay_step(*replay));
+    };
+  }
+  const GeneratedText generated = generate_text(*run.model, *run.tokenizer, command.prompt, options, on_text);
+  if (recorder) recorder->finish();
   GenerateReport report;
   report.text = generated.text;
   report.prompt_tokens = generated.prompt_tokens;

@@ -11,24 +11,35 @@
 
 #include "rmoe/config/run.h"
 #include "rmoe/eval/sampling.h"
+#include "rmoe/io/trace_file.h"
 
 namespace rmoe {
 
+// What of a command's routing is recorded, and what is forced.
+struct TraceOptions {
+  std::string file = {};         // of the trace to write; empty: none
+  io::TraceFields fields = {};   // besides step, position, ids and weights
+  io::TokenSlice tokens = {};    // which tokens, by position
+  int64_t every = 1;        // train: steps from one that is recorded to the next
+  std::string replay = {};       // a trace whose choices are forced; empty: the routers choose
+};
+
 struct EvalCommand {
-  std::string run;
+  std::string run = {};
   std::string split = "valid";
-  std::string data;  // a data folder or a token file; empty: the run's own data
+  std::string data = {};  // a data folder or a token file; empty: the run's own data
   std::string checkpoint = "newest";
   int64_t block = 0, batch = 0;    // 0: the run's block, a batch chosen for speed
   int64_t tokens = 0;              // predict this many only; 0: all
-  std::optional<Precision> dtype;  // default: the run's
+  std::optional<Precision> dtype = {};  // default: the run's
   int64_t threads = 0;             // 0: all
+  TraceOptions trace = {};
 };
 
 struct EvalReport {
-  std::string run;
+  std::string run = {};
   std::string split;
-  std::string data;  // the token file
+  std::string data = {};  // the token file
   int64_t checkpoint_step = 0;
   int64_t tokens = 0;                 // predicted
   int64_t characters = 0, words = 0;  // that fall on them; 0: unknown
@@ -51,15 +62,16 @@ struct EvalReport {
 EvalReport run_eval(const EvalCommand& command);
 
 struct GenerateCommand {
-  std::string run;
-  std::string prompt;
+  std::string run = {};
+  std::string prompt = {};
   std::string checkpoint = "newest";
-  std::optional<Precision> dtype;  // default: the run's
+  std::optional<Precision> dtype = {};  // default: the run's
   int64_t tokens = 200;
-  SamplingOptions sampling;
+  SamplingOptions sampling = {};
   int64_t seed = 1;
-  std::vector<std::string> stops;
+  std::vector<std::string> stops = {};
   int64_t threads = 0;  // 0: all
+  TraceOptions trace = {};
 };
 
 struct GenerateReport {

@@ -25,7 +25,8 @@ class Sums {
   Sums(const Model& model, const EvalOptions& options, int64_t total)
       : head_(model.head()), options_(options), total_(total) {}
 
-  void add(const ForwardResult& forward, const Tensor& targets_T) {
+  // `positions_T` of the inputs.
+  void add(const ForwardResult& forward, const Tensor& inputs_T, const Tensor& targets_T, const Tensor& positions_T) {
     const Tensor losses_T = linear_cross_entropy(forward.hidden_TD, head_.weight_OI, head_.bias_O, targets_T).losses_T;
     result_.nats += losses_T.sum(at::kDouble).item<double>();
     result_.tokens += targets_T.numel();
@@ -34,6 +35,7 @@ class Sums {
                                        " tokens: the weights are damaged or the training diverged"));
     }
     result_.routing.add(forward.trace);
+    if (options_.watch) options_.watch({forward, inputs_T, positions_T, losses_T});
     if (options_.progress) options_.progress(result(), total_);
   }
 
@@ -58,6 +60,10 @@ Tensor read_tokens(const data::TokenFile& tokens, int64_t begin, int64_t count) 
   return ids;
 }
 
+std::vector<Tensor> recorded(const EvalOptions& options, const Tensor& tokens_T, const Tensor& positions_T) {
+  return options.replay ? options.replay(tokens_T, positions_T) : std::vector<Tensor>{};
+}
+
 void evaluate_stream(const Model& model, const data::TokenFile& tokens, const EvalOptions& options, int64_t total,
                      Sums& sums) {
   const int64_t longest = inference_piece(model.config());
@@ -67,28 +73,37 @@ void evaluate_stream(const Model& model, const data::TokenFile& tokens, const Ev
   Memory memory;
   for (int64_t begin = 0; begin < total; begin += piece) {
     const int64_t count = std::min(piece, total - begin);
-    const Tensor ids = read_tokens(tokens, begin, count);
-    auto forward = model.forward(ids.narrow(0, 0, count).view({1, count}), std::move(memory),
-                                 {.dtype = options.dtype, .remember = Remember::kKeysValues, .hidden_only = true});
-    sums.add(forward, ids.narrow(0, 1, count));
+    const Tensor ids = read_tokens(tokens, begin, count), inputs = ids.narrow(0, 0, count);
+    const Tensor positions = at::arange(begin, begin + count, at::kLong);
+    auto forward = model.forward(inputs.view({1, count}), std::move(memory),
+                                 {.dtype = options.dtype,
+                                  .remember = Remember::kKeysValues,
+                                  .hidden_only = true,
+                                  .replay_TK = recorded(options, inputs, positions)});
+    sums.add(forward, inputs, ids.narrow(0, 1, count), positions);
     memory = std::move(forward.memory);
   }
 }
 
-// `rows` windows of `length` inputs, side by side. A window that is too long for one call is read in pieces.
-void evaluate_windows(const Model& model, const Tensor& ids, int64_t rows, int64_t length, const EvalOptions& options,
-                      Sums& sums) {
+// `rows` windows of `length` inputs, side by side, the first at `start` of the split. A window that is too long for one
+// call is read in pieces.
+void evaluate_windows(const Model& model, const Tensor& ids, int64_t start, int64_t rows, int64_t length,
+                      const EvalOptions& options, Sums& sums) {
   const Tensor inputs = ids.narrow(0, 0, rows * length).view({rows, length});
   const Tensor targets = ids.narrow(0, 1, rows * length).view({rows, length});
+  const Tensor positions = at::arange(start, start + rows * length, at::kLong).view({rows, length});
   const int64_t piece = std::min(length, std::max<int64_t>(kMostTokens / rows, 1));
   Memory memory;
   for (int64_t begin = 0; begin < length; begin += piece) {
     const int64_t count = std::min(piece, length - begin);
-    auto forward = model.forward(inputs.narrow(1, begin, count).contiguous(), std::move(memory),
+    const Tensor piece_BS = inputs.narrow(1, begin, count).contiguous(), inputs_T = piece_BS.flatten();
+    const Tensor positions_T = positions.narrow(1, begin, count).flatten();
+    auto forward = model.forward(piece_BS, std::move(memory),
                                  {.dtype = options.dtype,
                                   .remember = piece < length ? Remember::kKeysValues : Remember::kNothing,
-                                  .hidden_only = true});
-    sums.add(forward, targets.narrow(1, begin, count).flatten());
+                                  .hidden_only = true,
+                                  .replay_TK = recorded(options, inputs_T, positions_T)});
+    sums.add(forward, inputs_T, targets.narrow(1, begin, count).flatten(), positions_T);
     memory = std::move(forward.memory);
   }
 }
@@ -102,10 +117,11 @@ void evaluate_texts(const Model& model, const data::TokenFile& tokens, const Eva
   const int64_t batch = std::min(wanted, fitting), windows = total / block;
   for (int64_t window = 0; window < windows; window += batch) {
     const int64_t rows = std::min(batch, windows - window);
-    evaluate_windows(model, read_tokens(tokens, window * block, rows * block), rows, block, options, sums);
+    evaluate_windows(model, read_tokens(tokens, window * block, rows * block), window * block, rows, block, options,
+                     sums);
   }
   if (const int64_t rest = total % block; rest > 0) {
-    evaluate_windows(model, read_tokens(tokens, windows * block, rest), 1, rest, options, sums);
+    evaluate_windows(model, read_tokens(tokens, windows * block, rest), windows * block, 1, rest, options, sums);
   }
 }
 

@@ -22,6 +22,13 @@ struct EvalResult {
   double seconds = 0;
 };
 
+// One forward pass of an evaluation: T tokens in, with their positions in the split, and the loss of what follows each.
+struct EvalPiece {
+  const ForwardResult& forward;
+  Tensor tokens_T, positions_T;  // int64
+  Tensor losses_T;               // nats, fp32
+};
+
 struct EvalOptions {
   int64_t block = 0;       // llama: inputs per window. span: tokens per block, at most inference_piece(); 0: that
   int64_t batch = 0;       // windows or blocks at a time, as far as memory allows; 0: chosen for speed
@@ -29,6 +36,10 @@ struct EvalOptions {
   at::ScalarType dtype = at::kFloat;
   // Called after each piece with the sums so far and the tokens that will have been predicted at the end.
   std::function<void(const EvalResult& so_far, int64_t total)> progress = {};
+  // Called after each forward pass.
+  std::function<void(const EvalPiece& piece)> watch = {};
+  // Gives ForwardOptions::replay_TK of the tokens at these positions.
+  std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
 };
 
 // Without gradients, on the CPU. Error(kBadInput) for a split of fewer than 2 tokens, for ids outside the model's

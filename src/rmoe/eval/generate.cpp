@@ -16,7 +16,7 @@ namespace {
 // A text that is being read by a model: what was read so far is in its memory.
 class Reader {
  public:
-  Reader(const Model& model, at::ScalarType dtype) : model_(model), dtype_(dtype) {}
+  Reader(const Model& model, const GenerateOptions& options) : model_(model), options_(options) {}
 
   // Reads more ids and returns the logits after the last, [V] in fp32.
   Tensor read(std::span<const int64_t> ids) {
@@ -26,9 +26,19 @@ class Reader {
       const int64_t count = std::min(piece, size - begin);
       Tensor tokens = at::empty({1, count}, at::kLong);
       std::copy_n(ids.data() + begin, count, tokens.mutable_data_ptr<int64_t>());
+      const Tensor tokens_T = tokens[0];
+      Tensor positions_T;
+      if (options_.watch || options_.replay) {
+        positions_T = at::arange(memory_.position, memory_.position + count, at::kLong);
+      }
       auto forward = model_.forward(
           tokens, std::move(memory_),
-          {.dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
+          {.dtype = options_.dtype,
+           .remember = Remember::kKeysValues,
+           .last_logits_only = true,
+           .generating = true,
+           .replay_TK = options_.replay ? options_.replay(tokens_T, positions_T) : std::vector<Tensor>{}});
+      if (options_.watch) options_.watch(forward, tokens_T, positions_T);
       memory_ = std::move(forward.memory);
       logits_1V = forward.logits_TV;
     }
@@ -37,7 +47,7 @@ class Reader {
 
  private:
   const Model& model_;
-  at::ScalarType dtype_;
+  const GenerateOptions& options_;
   Memory memory_;
 };
 
@@ -62,7 +72,7 @@ Generated generate(const Model& model, std::span<const int64_t> prompt, const Ge
   check_ids(prompt, V);
   Generated result;
   if (options.max_new == 0) return result;
-  Reader reader(model, options.dtype);
+  Reader reader(model, options);
   Tensor logits_V = reader.read(prompt);
   const auto start = std::chrono::steady_clock::now();
   while (true) {
@@ -118,6 +128,8 @@ GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer
                                         .seed = options.seed,
                                         .dtype = options.dtype,
                                         .stop = tokenizer.separator(),
+                                        .watch = options.watch,
+                                        .replay = options.replay,
                                         .vocabulary = tokenizer.vocab_size()},
                                        [&](int64_t id) {
                                          const bool more = emit(filter.feed(decoder->feed(id)));

@@ -74,7 +74,40 @@ io::Checkpoint choose(const fs::path& dir, Which which) {
   return at_step(dir, which.step);
 }
 
+bool same_file(const fs::path& a, const fs::path& b) {
+  std::error_code none;
+  return fs::equivalent(a, b, none);
+}
+
+SplitFile split_file(const LoadedRun& run, const std::string& data, const std::string& split) {
+  const fs::path trained_on = run.config.data.path;
+  if (data.empty()) {
+    if (!fs::is_directory(trained_on)) {
+      throw Error(Exit::kIo, str(run.dir.string(), ": the data it was trained on is not there: ", trained_on.string()),
+                  "run from the folder where it was trained, or name the data with --data");
+    }
+    return {trained_on / (split + ".tok"), split, true};
+  }
+  if (!fs::exists(data)) io_error(data, ": no such data folder or token file");
+  if (fs::is_directory(data)) return {fs::path(data) / (split + ".tok"), split, same_file(data, trained_on)};
+  const fs::path file = data;
+  const std::string stem = file.stem().string();
+  return {file, stem, file.extension() == ".tok" && same_file(file, trained_on / (stem + ".tok"))};
+}
+
 }  // namespace
+
+SplitFile find_split(const LoadedRun& run, const std::string& data, const std::string& split) {
+  SplitFile file = split_file(run, data, split);
+  if (!fs::exists(file.path)) io_error(file.path.string(), ": no such token file");
+  return file;
+}
+
+at::ScalarType compute_in(LoadedRun& run, std::optional<Precision> wish) {
+  if (wish.value_or(run.config.train.dtype) != Precision::kBf16) return at::kFloat;
+  store_weights_as(run.params, at::kBFloat16);
+  return at::kBFloat16;
+}
 
 Which Which::parse(std::string_view text) {
   if (text == "newest") return {Kind::kNewest, 0};

@@ -39,6 +39,18 @@ struct LoadedRun {
 // missing, truncated or altered, a tokenizer with more ids than the model.
 LoadedRun load_run(const std::filesystem::path& dir, Which which = {});
 
+// A token file to read with a run.
+struct SplitFile {
+  std::filesystem::path path;
+  std::string split;
+  bool own = false;  // of the data that the run was trained on
+};
+// `data`: a data folder or a token file; empty: the run's own data. Error(kIo) when it is not there.
+SplitFile find_split(const LoadedRun& run, const std::string& data, const std::string& split);
+
+// The dtype to compute in, `wish` or else the run's; the run's weights are then kept for it.
+at::ScalarType compute_in(LoadedRun& run, std::optional<Precision> wish);
+
 // Error(kBadInput) unless `tokens` were made by the run's tokenizer.
 void check_data(const LoadedRun& run, const data::TokenFile& tokens);
 

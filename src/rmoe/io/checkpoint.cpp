@@ -382,4 +382,10 @@ RunLock::RunLock(const fs::path& run_dir) {
   file_.append(str(::getpid(), "\n"));
 }
 
+bool is_locked(const fs::path& run_dir) {
+  const std::optional<Descriptor> file = Descriptor::open_if_there(run_dir / ".lock");
+  // Shared, so that two readers do not take each other for a trainer; given back at once.
+  return file && ::flock(file->get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
 }  // namespace rmoe::io

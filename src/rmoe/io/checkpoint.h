@@ -134,4 +134,7 @@ class RunLock {
   Descriptor file_;
 };
 
+// Whether a trainer holds the folder's lock. False where there is none.
+bool is_locked(const std::filesystem::path& run_dir);
+
 }  // namespace rmoe::io

@@ -72,6 +72,8 @@ Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions
     auto out = options.recompute ? nn::recomputed(layer, x, std::move(carry)) : layer(x, std::move(carry));
     x = std::move(out.x);
     carry = std::move(out.carry);
+    if (options.cut_state && carry.state_TP.defined()) carry.state_TP = carry.state_TP.detach();
+    if (options.cut_state && carry.cell_TP.defined()) carry.cell_TP = carry.cell_TP.detach();
     if (out.routing) trace.push_back(std::move(*out.routing));
   }
   return x;

@@ -37,6 +37,8 @@ struct ForwardOptions {
   bool generating = false;             // the rest of the text comes later: no choice may depend on it
   Tensor valid_BS = {};                // bool; false: padding behind a sequence's end, which is routed nowhere
   std::vector<Tensor> replay_TK = {};  // ids to choose, per MoE layer; empty: the routers choose
+  // The state goes on detached: the same values, and no gradient through the recurrence.
+  bool cut_state = false;
 };
 
 struct ForwardResult {

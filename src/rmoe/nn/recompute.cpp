@@ -25,7 +25,7 @@ void for_each_tensor(LayerResult& result, F&& f) {
   for_each_tensor(result.carry, f);
   if (!result.routing) return;
   for (Tensor* t : {&result.routing->weights_TK, &result.routing->logits_TN, &result.routing->scores_TN,
-                    &result.routing->probs_TN, &result.routing->loss}) {
+                    &result.routing->probs_TN, &result.routing->state_TP, &result.routing->loss}) {
     f(*t);
   }
 }

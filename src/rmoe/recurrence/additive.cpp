@@ -64,7 +64,7 @@ class AdditiveStage : public Stage {
     Tensor feature_TP = at::rms_norm(r_TP, {r_TP.size(1)}, l.norm_P.to(dtype), kEps);
     for (const Linear& m : l.mlp) feature_TP = at::gelu(m(feature_TP));
     carry.state_TP = options_.state.leaving(r_TP);
-    return {std::move(feature_TP), std::move(carry)};
+    return {std::move(feature_TP), std::move(carry), std::move(r_TP)};
   }
 
  private:

@@ -44,7 +44,7 @@ StageStep CellStage::step(int64_t layer, const Tensor& x_TD, RouterCarry carry) 
   RecurrentState after = recurrent_stage(cell_, x_TD, before, weights);
   carry.state_TP = state.leaving(after.h_TP);
   carry.cell_TP = state.leaving(after.c_TP);
-  return {std::move(after.h_TP), std::move(carry)};
+  return {after.h_TP, std::move(carry), after.h_TP};
 }
 
 }  // namespace rmoe::routing

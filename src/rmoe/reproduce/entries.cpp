@@ -9,7 +9,8 @@ namespace {
 constexpr const char* kBpc = "bits per character";
 constexpr const char* kPpl = "perplexity per word";
 
-PaperNumbers quality(std::optional<double> valid, std::optional<double> test) { return {valid, test}; }
+PaperNumbers quality(std::optional<double> valid, std::optional<double> test) { return {valid, test, {}, {}}; }
+PaperNumbers balance(double inner, double outer) { return {{}, {}, inner, outer}; }
 
 // "medium_np" of Enwik8.
 std::string enwik8(const std::string& model) { return "enwik8_" + model + ".toml"; }
@@ -83,6 +84,18 @@ std::vector<Entry> make_entries() {
                   {"GRU, S-proj", wikitext("rmoe_sproj"), S, quality({}, 33.02)},
                   {"RNN", wikitext("rmoe_rnn"), S, quality({}, 32.72)},
                   {"LSTM", wikitext("rmoe_lstm"), S, quality({}, 33.04)}}});
+  all.push_back({"table8", "inner and outer balance", kBpc, "enwik8",
+                 {{S, enwik8("medium_smoe"), "", balance(34.68, 0.915)},
+                  {"HyperMoE", enwik8("medium_hyper"), S, balance(34.60, 0.920)},
+                  {"CosineMoE", enwik8("medium_cosine"), S, balance(7.611, 0.794)},
+                  {"XMoE", enwik8("medium_xmoe16"), S, balance(19.93, 0.861)},
+                  {"RandomMoE", enwik8("medium_random"), S, balance(2.000, 0.414)},
+                  {"RMoE", enwik8("medium_rmoe"), S, balance(2.021, 0.573)},
+                  {"NP", enwik8("medium_rmoe_np"), S, balance(16.58, 0.842)},
+                  {"NP + r-0.5", enwik8("medium_rmoe_np_r05"), S, balance(2.792, 0.661)},
+                  {"NP + r-1.0", enwik8("medium_rmoe_np_r10"), S, balance(1.147, 0.212)}},
+                 "inner: top score over second, outer: sum of the chosen scores, medians over the validation tokens",
+                 true});
   std::vector<Row> depths;
   for (const char* layers : {"6", "12", "18", "24", "32"}) {
     const std::string plain = str("SMoE, ", layers, " layers");
@@ -90,6 +103,21 @@ std::vector<Entry> make_entries() {
     depths.push_back({str("RMoE, ", layers, " layers"), enwik8(str("depth", layers, "_rmoe")), plain, {}});
   }
   all.push_back({"figure2", "loss against depth", kBpc, "enwik8", depths});
+  const auto analysis = [&](const char* name, const char* title) {
+    all.push_back({name, title, kBpc, "enwik8",
+                   {{S, enwik8("medium_smoe"), "", {}},
+                    {"HyperMoE", enwik8("medium_hyper"), S, {}},
+                    {"XMoE", enwik8("medium_xmoe16"), S, {}},
+                    {"RMoE", enwik8("medium_rmoe"), S, {}},
+                    {"NP", enwik8("medium_rmoe_np"), S, {}},
+                    {"NP + r-0.5", enwik8("medium_rmoe_np_r05"), S, {}}},
+                   "the figure is in the page of the analysis", true});
+  };
+  analysis("figure3", "mutual information between the layers' gate scores (with Figs. 6 and 7)");
+  analysis("figure4", "gate entropy (with Figs. 8 to 10)");
+  analysis("figure5", "similarity of the experts (with Fig. 13)");
+  analysis("figure11", "norm and deviation of the routers' weights");
+  analysis("figure12", "how often each expert is chosen");
   return all;
 }
 

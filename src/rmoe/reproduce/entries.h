@@ -11,7 +11,8 @@ namespace rmoe::reproduce {
 
 // What the paper says of one model; absent where it says nothing.
 struct PaperNumbers {
-  std::optional<double> valid, test;  // in the entry's unit
+  std::optional<double> valid, test;   // in the entry's unit
+  std::optional<double> inner, outer;  // inner and outer balance: medians over tokens
 };
 
 // One model of an entry.
@@ -29,6 +30,7 @@ struct Entry {
   std::string data;   // preset of `rmoe data prepare` that the paper's setting reads
   std::vector<Row> rows;
   std::string note = {};  // what a reader has to know beside the numbers
+  bool analyzed = false;  // `rmoe analyze` computes what it shows from the trained models
 };
 
 const std::vector<Entry>& entries();

@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "rmoe/base/error.h"
-#include "rmoe/compare/number.h"
+#include "rmoe/plot/number.h"
 
 namespace rmoe::reproduce {
 namespace {
@@ -63,25 +63,40 @@ const char* words(Verdict verdict) {
 }
 
 std::string number(std::optional<double> value, int decimals, bool sign = false) {
-  return value && std::isfinite(*value) ? compare::fixed(*value, decimals, sign) : "-";
+  return value && std::isfinite(*value) ? plot::fixed(*value, decimals, sign) : "-";
 }
 
 std::string spread(const compare::Summary& s) {
   if (s.n == 0) return "-";
-  return compare::fixed(s.mean, kDecimals) + (s.n > 1 ? " ± " + compare::fixed(s.deviation, kDecimals) : "");
+  return plot::fixed(s.mean, kDecimals) + (s.n > 1 ? " ± " + plot::fixed(s.deviation, kDecimals) : "");
 }
 
 std::string interval(const RowResult& row) {
   if (!row.difference || row.difference->n == 0) return "-";
-  std::string text = compare::fixed(row.difference->mean, kDecimals, true);
+  std::string text = plot::fixed(row.difference->mean, kDecimals, true);
   if (row.difference->n > 1) {
-    text += " (" + compare::fixed(row.difference->low, kDecimals, true) + " to " +
-            compare::fixed(row.difference->high, kDecimals, true) + ")";
+    text += " (" + plot::fixed(row.difference->low, kDecimals, true) + " to " +
+            plot::fixed(row.difference->high, kDecimals, true) + ")";
   }
   return text;
 }
 
+bool has_balance(const Result& result) {
+  return std::any_of(result.rows.begin(), result.rows.end(), [](const RowResult& r) { return !r.inner.empty(); });
+}
+
+// Inner and outer balance (Table 8) in place of the quality.
+std::vector<std::vector<std::string>> balance_cells(const Result& result) {
+  std::vector<std::vector<std::string>> lines{{"model", "paper inner", "paper outer", "seeds", "inner", "outer", "test"}};
+  for (const RowResult& r : result.rows) {
+    lines.push_back({r.row.label, number(r.row.paper.inner, 3), number(r.row.paper.outer, 3), str(r.runs.size()),
+                     spread(compare::summarize(r.inner)), spread(compare::summarize(r.outer)), spread(r.test)});
+  }
+  return lines;
+}
+
 std::vector<std::vector<std::string>> cells(const Result& result) {
+  if (has_balance(result)) return balance_cells(result);
   std::vector<std::vector<std::string>> lines{
       {"model", "paper valid", "paper test", "paper diff.", "seeds", "valid", "test", "difference (95 %)", "verdict"}};
   for (const RowResult& r : result.rows) {
@@ -103,7 +118,7 @@ std::vector<std::string> notes(const Result& r) {
   std::vector<std::string> lines;
   lines.push_back(str("here: ", r.scale, " scale, in ", r.unit, " on the test split, ± the deviation over seeds"));
   if (!r.entry.unit.empty() && r.entry.unit != r.unit) lines.push_back("the paper's numbers are in " + r.entry.unit);
-  lines.push_back("difference: to the baseline, paired by seed; lower is better");
+  if (!has_balance(r)) lines.push_back("difference: to the baseline, paired by seed; lower is better");
   if (!r.entry.note.empty()) lines.push_back(r.entry.note);
   return lines;
 }
@@ -152,7 +167,7 @@ std::string to_text(const Result& result) {
     std::string text;
     for (size_t i = 0; i < line.size(); ++i) {
       const std::string blanks(static_cast<size_t>(widths[i] - width_of(line[i])), ' ');
-      const bool words_column = i == 0 || i + 1 == line.size();
+      const bool words_column = i == 0 || lines.front()[i] == "verdict";
       text += (i > 0 ? "  " : "") + (words_column ? line[i] + blanks : blanks + line[i]);
     }
     text.erase(text.find_last_not_of(' ') + 1);
@@ -170,7 +185,7 @@ std::string to_markdown(const Result& result) {
     for (const std::string& cell : line) out << "| " << cell << " ";
     out << "|\n";
     if (std::exchange(head, false)) {
-      for (size_t i = 0; i < line.size(); ++i) out << (i == 0 || i + 1 == line.size() ? "|---" : "|--:");
+      for (const std::string& name : line) out << (name == "model" || name == "verdict" ? "|---" : "|--:");
       out << "|\n";
     }
   }
@@ -190,7 +205,13 @@ Json to_json(const Result& result) {
     rows.push_back({{"model", r.row.label},
                     {"config", r.row.config},
                     {"baseline", r.row.baseline},
-                    {"paper", {{"valid", optional_json(r.row.paper.valid)}, {"test", optional_json(r.row.paper.test)}}},
+                    {"paper",
+                     {{"valid", optional_json(r.row.paper.valid)},
+                      {"test", optional_json(r.row.paper.test)},
+                      {"inner_balance", optional_json(r.row.paper.inner)},
+                      {"outer_balance", optional_json(r.row.paper.outer)}}},
+                    {"inner_balance", r.inner},
+                    {"outer_balance", r.outer},
                     {"paper_difference", optional_json(r.paper_difference)},
                     {"seeds", seeds},
                     {"diverged_seeds", r.diverged},

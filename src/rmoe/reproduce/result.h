@@ -26,7 +26,8 @@ struct RowResult {
   Row row;
   std::vector<compare::Run> runs;  // finished, by seed
   std::vector<int64_t> diverged;   // seeds
-  compare::Summary valid, test;    // over the seeds
+  std::vector<double> inner, outer;  // of the runs, where they were analyzed
+  compare::Summary valid, test;      // over the seeds
   std::optional<double> paper_difference;         // of the test numbers, row minus baseline
   std::optional<compare::PairedInterval> difference;  // ours, paired by seed
   Verdict verdict = Verdict::kBaseline;

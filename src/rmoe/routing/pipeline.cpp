@@ -129,9 +129,10 @@ void Pipeline::check() const {
 }
 
 RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const {
-  auto [feature_TR, next] = stage_->step(layer, x_TD, std::move(carry));
+  auto [feature_TR, next, state_TP] = stage_->step(layer, x_TD, std::move(carry));
   std::optional<Routing> gated = route_by_gate(layer, feature_TR, next, context);
   Routing r = gated ? std::move(*gated) : route_by_parts(layer, at_least_fp32(feature_TR), next, context);
+  r.state_TP = std::move(state_TP);
   r.chosen_TK = r.ids_TK;
   r.chosen_N = r.counts_N;
   if (capacity_ > 0 && context.training) {

@@ -81,6 +81,7 @@ struct StageShape {
 struct StageStep {
   Tensor feature_TR;
   RouterCarry carry;
+  Tensor state_TP = {};  // h_i, whether it is handed on or not; undefined: there is none
 };
 
 // The layer recurrence in front of the routers. One object per model; stateless between calls.
@@ -91,6 +92,8 @@ class Stage {
   virtual int64_t feature_width() const = 0;
   // False for the stage that hands x through: heads name their weights after it, as the public layout does.
   virtual bool recurrent() const = 0;
+  // P, the width of StageStep::state_TP; 0 where there is none.
+  virtual int64_t state_width() const { return recurrent() ? feature_width() : 0; }
   // x_TD in the model's dtype; the feature is in fp32 at least, or x itself. `layer` counts MoE layers only.
   // Differentiable in x and in the carry. Changes nothing in the carry but what belongs to the stage.
   virtual StageStep step(int64_t layer, const Tensor& x_TD, RouterCarry carry) const = 0;

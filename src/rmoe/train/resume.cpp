@@ -15,9 +15,19 @@ namespace fs = std::filesystem;
 
 // What may differ between the parts of a run: how long, how watched and by how many threads, not what is computed.
 // (The number of threads changes the last bits of sums, not the method.)
-constexpr const char* kFreeKeys[] = {"/train/steps",      "/train/tokens",        "/train/minutes",   "/train/threads",
-                                     "/train/log_every",  "/train/routing_stats", "/train/recompute", "/train/eval",
-                                     "/train/checkpoint", "/train/sample",        "/data/path",       "/name"};
+constexpr const char* kFreeKeys[] = {"/train/steps",
+                                     "/train/tokens",
+                                     "/train/minutes",
+                                     "/train/threads",
+                                     "/train/log_every",
+                                     "/train/routing_stats",
+                                     "/train/gradient_sources_every",
+                                     "/train/recompute",
+                                     "/train/eval",
+                                     "/train/checkpoint",
+                                     "/train/sample",
+                                     "/data/path",
+                                     "/name"};
 
 bool is_free(const std::string& key) {
   for (const char* free : kFreeKeys) {

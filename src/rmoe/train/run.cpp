@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <numbers>
+#include <numeric>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
@@ -13,9 +14,11 @@
 #include "rmoe/base/log.h"
 #include "rmoe/base/process.h"
 #include "rmoe/base/rng.h"
+#include "rmoe/data/hash.h"
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/trace.h"
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
@@ -105,6 +108,28 @@ class Run {
     saved_step_ = checkpoint.step;
   }
 
+  // The trace starts where this process does.
+  void trace(const TraceOptions& options) {
+    if (!options.replay.empty()) {
+      replay_.emplace(options.replay, trainer_.model());
+      trainer_.replay = [this](const Tensor& tokens_T, const Tensor& positions_T) {
+        return replay_->choices(tokens_T, positions_T, trainer_.steps_done());
+      };
+    }
+    if (options.file.empty()) return;
+    recorder_.emplace(options, trainer_.model(),
+                      Json{{"source", "train"},
+                           {"run", out_.string()},
+                           {"step", trainer_.steps_done()},
+                           {"tokenizer_hash", data::hex16(data_.tokenizer->hash())},
+                           {"data", data_.train.path().string()},
+                           {"data_hash", data::hex16(data_.train.header().payload_hash)}});
+    trainer_.watch = [this, every = options.every](const routing::RoutingTrace& trace, const Tensor& tokens_T,
+                                                   const Tensor& positions_T) {
+      if (trainer_.steps_done() % every == 0) recorder_->add(trace, tokens_T, positions_T, trainer_.steps_done());
+    };
+  }
+
   TrainReport train() {
     const StopSignals signals;
     metrics_.emplace(out_ / "metrics.jsonl");
@@ -125,6 +150,7 @@ class Run {
       }
       progress.finish(progress_line());
     }
+    if (recorder_) recorder_->finish();
     const bool finished = !stop.empty();
     if (finished) {
       finish_line();
@@ -233,6 +259,11 @@ class Run {
   void log() {
     const auto n = static_cast<double>(std::max<int64_t>(window_.steps, 1));
     const double rate = tokens_per_second();
+    const GradientSources& g = window_.gradients;
+    const auto measured = [&](double sum) { return g.steps > 0 ? Json(sum / static_cast<double>(g.steps)) : Json(); };
+    int64_t rows = 0;
+    for (const auto& layer : window_.routing.counts) rows = std::accumulate(layer.begin(), layer.end(), rows);
+    rows += window_.routing.dropped;
     const Json line = {{"kind", "train"},
                        {"step", trainer_.steps_done()},
                        {"tokens", trainer_.tokens_done()},
@@ -245,13 +276,19 @@ class Run {
                        {"load_imbalance", routing::load_imbalance(window_.routing.counts)},
                        {"dead_experts", routing::dead_experts(window_.routing.counts)},
                        {"dropped_rows", window_.routing.dropped},
+                       {"drop_ratio", static_cast<double>(window_.routing.dropped) / static_cast<double>(rows)},
+                       {"router_grad_norm", measured(g.whole)},
+                       {"router_grad_norm_lm", measured(g.lm)},
+                       {"router_grad_norm_balance", measured(g.balance)},
                        {"gate_entropy", window_.routing.mean_entropy()},
                        {"tokens_per_s", rate},
                        {"peak_share", peak_share()},
                        {"memory_bytes", memory_now_bytes()}};
     metrics_->write(line);
     for (const char* key : {"loss", "bpc", "lr", "grad_norm", "balance_loss", "load_imbalance", "dead_experts",
-                            "dropped_rows", "gate_entropy", "tokens_per_s", "peak_share", "memory_bytes"}) {
+                            "dropped_rows", "drop_ratio", "router_grad_norm", "router_grad_norm_lm",
+                            "router_grad_norm_balance", "gate_entropy", "tokens_per_s", "peak_share", "memory_bytes"}) {
+      if (!line.at(key).is_number()) continue;
       events_->add_scalar(str("train/", key), trainer_.steps_done(), line.at(key).get<double>());
     }
     rates_.push_back(rate);
@@ -372,6 +409,8 @@ class Run {
   Trainer trainer_;
   double characters_per_token_;
   std::optional<io::MetricsWriter> metrics_;
+  std::optional<TraceRecorder> recorder_;
+  std::optional<Replay> replay_;
   std::optional<io::EventWriter> events_;
   double peak_ = 0;
 
@@ -410,7 +449,7 @@ double last_valid_bits(const fs::path& out) {
 
 }  // namespace
 
-TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
+TrainReport train(RunConfig config, const fs::path& out, Resume resume, const TraceOptions& trace) {
   RMOE_CHECK(!config.data.path.empty(), "train: data.path is not set; it is the folder made by `rmoe data prepare`");
   configure_runtime(config.train.threads);
   RunData data(config.data.path);
@@ -424,11 +463,14 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
   write_file_atomic(out / "config.toml", to_toml(config));
   data.tokenizer->save(out);
   if (checkpoint && is_finished(out, checkpoint->step, config)) {
+    RMOE_CHECK(trace.file.empty(), out.string(), ": finished already, at step ", checkpoint->step,
+               ": no step is left to record in ", trace.file);
     log_info(out.string(), ": finished already, at step ", checkpoint->step);
     return {.steps = checkpoint->step, .valid_bits = last_valid_bits(out), .finished = true};
   }
   Run run(config, out, std::move(data));
   if (checkpoint) run.resume(*checkpoint);
+  run.trace(trace);
   return run.train();
 }
 

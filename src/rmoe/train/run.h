@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "rmoe/config/run.h"
+#include "rmoe/eval/commands.h"
 
 namespace rmoe {
 
@@ -22,8 +23,9 @@ struct TrainReport {
   int signal = 0;         // SIGINT or SIGTERM that ended it, after a save
 };
 
+// `trace`: what of the routing is recorded (from the step on that a resumed run starts with), and what is forced.
 // Trains in `out` until the config's budget is used up or a signal asks to stop. Errors: kBadInput for config, data or
 // a folder that holds another run; kDiverged; kIo.
-TrainReport train(RunConfig config, const std::filesystem::path& out, Resume resume);
+TrainReport train(RunConfig config, const std::filesystem::path& out, Resume resume, const TraceOptions& trace = {});
 
 }  // namespace rmoe

@@ -39,11 +39,19 @@ Memory copy_of(const Memory& memory) {
 
 }  // namespace
 
+void GradientSources::add(const GradientSources& other) {
+  steps += other.steps;
+  whole += other.whole;
+  lm += other.lm;
+  balance += other.balance;
+}
+
 void StepSums::add(const StepSums& step) {
   steps += step.steps;
   loss += step.loss;
   balance += step.balance;
   gradient_norm += step.gradient_norm;
+  gradients.add(step.gradients);
   routing.add(step.routing);
 }
 
@@ -52,6 +60,11 @@ Json StepSums::json() const {
           {"loss", loss},
           {"balance", balance},
           {"gradient_norm", gradient_norm},
+          {"gradients",
+           {{"steps", gradients.steps},
+            {"whole", gradients.whole},
+            {"lm", gradients.lm},
+            {"balance", gradients.balance}}},
           {"routing",
            {{"tokens", routing.tokens},
             {"counts", routing.counts},
@@ -65,6 +78,13 @@ StepSums StepSums::from_json(const Json& json) {
   json.at("loss").get_to(sums.loss);
   json.at("balance").get_to(sums.balance);
   json.at("gradient_norm").get_to(sums.gradient_norm);
+  if (json.contains("gradients")) {  // checkpoints of before they were measured have none
+    const Json& gradients = json.at("gradients");
+    gradients.at("steps").get_to(sums.gradients.steps);
+    gradients.at("whole").get_to(sums.gradients.whole);
+    gradients.at("lm").get_to(sums.gradients.lm);
+    gradients.at("balance").get_to(sums.gradients.balance);
+  }
   const Json& routing = json.at("routing");
   routing.at("tokens").get_to(sums.routing.tokens);
   routing.at("counts").get_to(sums.routing.counts);
@@ -119,13 +139,19 @@ DropoutKey Trainer::dropout_key(int64_t micro) const {
               static_cast<uint64_t>(steps_ * config_.train.accumulate + micro))};
 }
 
-ForwardOptions Trainer::forward_options(int64_t micro) const {
+Tensor Trainer::positions(int64_t micro) const {
+  const int64_t tokens = config_.train.batch / config_.train.accumulate * config_.train.block;
+  return at::arange(micro * tokens, (micro + 1) * tokens, at::kLong);
+}
+
+ForwardOptions Trainer::forward_options(int64_t micro, const Tensor& tokens_T) const {
   return {.training = true,
           .dropout_key = dropout_key(micro),
           .dtype = dtype(),
           .remember = config_.model.family == Family::kSpan ? Remember::kHidden : Remember::kNothing,
           .hidden_only = true,
-          .recompute = config_.train.recompute == Recompute::kLayer};
+          .recompute = config_.train.recompute == Recompute::kLayer,
+          .replay_TK = replay ? replay(tokens_T, positions(micro)) : std::vector<Tensor>{}};
 }
 
 routing::BatchCounts Trainer::count_batch() const {
@@ -135,13 +161,49 @@ routing::BatchCounts Trainer::count_batch() const {
     data::Batch batch = this->batch(micro);
     const TokenBatch tokens(batch);
     Memory memory = batch.fresh ? Memory{} : copy_of(memories_[static_cast<size_t>(micro)]);
-    const auto trace = model_->forward(tokens.inputs, std::move(memory), forward_options(micro)).trace;
+    const auto trace = model_->forward(tokens.inputs, std::move(memory), forward_options(micro, tokens.inputs.flatten())).trace;
     for (size_t layer = 0; layer < trace.size(); ++layer) {
       if (micro == 0) counts.push_back(at::zeros_like(trace[layer].chosen_N));
       counts[layer] += trace[layer].chosen_N;
     }
   }
   return counts;
+}
+
+std::vector<Tensor> Trainer::router_gradients(const Tensor& loss) {
+  std::vector<Tensor> gradients, saved;
+  if (!loss.requires_grad()) return gradients;
+  // By backward(), which recomputed layers need, with the gradients of the step so far put aside.
+  for (Param& p : params_.all()) {
+    saved.push_back(p.value.grad());
+    p.value.mutable_grad() = Tensor();
+  }
+  loss.backward({}, /*retain_graph=*/true);
+  size_t i = 0;
+  for (Param& p : params_.all()) {
+    if (p.value.requires_grad() && belongs_to_routing(p)) gradients.push_back(p.value.grad());
+    p.value.mutable_grad() = saved[i++];
+  }
+  return gradients;
+}
+
+GradientSources Trainer::gradient_sources(const std::vector<Tensor>& of_balance) const {
+  at::NoGradGuard no_grad;
+  const auto square = [](const Tensor& x) {
+    return x.defined() ? x.to(at::kDouble).square().sum().item<double>() : 0.0;
+  };
+  double whole = 0, lm = 0, balance = 0;
+  size_t i = 0;
+  for (const Param& p : params_.all()) {
+    if (!p.value.requires_grad() || !belongs_to_routing(p)) continue;
+    const Tensor total = p.value.grad(), part = i < of_balance.size() ? of_balance[i] : Tensor();
+    ++i;
+    whole += square(total);
+    balance += square(part);
+    // Gradients add up, so what is not the balance losses' is the language model's.
+    lm += total.defined() && part.defined() ? square(total - part) : square(total.defined() ? total : part);
+  }
+  return {1, std::sqrt(whole), std::sqrt(lm), std::sqrt(balance)};
 }
 
 StepSums Trainer::step() {
@@ -152,6 +214,9 @@ StepSums Trainer::step() {
   routing::Statistics statistics;
   std::optional<routing::BatchCounts> batch_counts;
   if (accumulate > 1 && routing.wants_batch_counts()) batch_counts = count_batch();
+  const int64_t every = config_.train.gradient_sources_every;
+  const bool by_source = every > 0 && (steps_ + 1) % every == 0;
+  std::vector<Tensor> of_balance;  // by parameter of the routers
   StepSums sums;
   sums.steps = 1;
   for (int64_t micro = 0; micro < accumulate; ++micro) {
@@ -161,7 +226,7 @@ StepSums Trainer::step() {
     if (batch.fresh) memory = {};
     const int64_t bytes_before = tensor_bytes();
     std::optional<Region> region(std::in_place, "forward");
-    auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro));
+    auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro, tokens.inputs.flatten()));
     memory = std::move(result.memory);
     region.emplace("loss");
     const Linear head = model_->head();
@@ -174,7 +239,17 @@ StepSums Trainer::step() {
     region.emplace("statistics");
     if (config_.train.routing_stats) sums.routing.add(result.trace);
     statistics.add(routing.statistics(result.trace));
+    if (watch) watch(result.trace, tokens.inputs.flatten(), positions(micro));
     if (!std::isfinite(sums.loss + sums.balance)) break;
+    if (by_source) {
+      region.emplace("gradient by source");
+      const std::vector<Tensor> gradients = router_gradients(balance * share);
+      of_balance.resize(gradients.size());
+      for (size_t i = 0; i < gradients.size(); ++i) {
+        if (!gradients[i].defined()) continue;
+        of_balance[i] = of_balance[i].defined() ? of_balance[i] + gradients[i] : gradients[i];
+      }
+    }
     region.emplace("backward");
     (loss + balance * share).backward();
   }
@@ -189,6 +264,7 @@ StepSums Trainer::step() {
                     finite ? sums.gradient_norm : sums.loss + sums.balance, "; no checkpoint was touched"),
                 "lower train.optimizer.lr, lengthen train.schedule.warmup or set train.optimizer.clip");
   }
+  if (by_source) sums.gradients = gradient_sources(of_balance);
   {
     const Region region("optimizer");
     optimizer_.step(learning_rate(), sums.gradient_norm);

@@ -12,12 +12,21 @@
 
 namespace rmoe {
 
+// Norms of the gradient that the routers' parameters (stage and heads) get, by the loss it comes from (Table 11).
+struct GradientSources {
+  int64_t steps = 0;
+  double whole = 0, lm = 0, balance = 0;
+
+  void add(const GradientSources& other);
+};
+
 // Sums over the steps since the last log line; part of a checkpoint, so that a resumed run logs the same numbers.
 struct StepSums {
   int64_t steps = 0;
   double loss = 0;     // nats per token
   double balance = 0;  // weighted balance losses
   double gradient_norm = 0;
+  GradientSources gradients;     // in the steps that measured it
   routing::RoutingSums routing;  // empty with train.routing_stats off
 
   void add(const StepSums& step);
@@ -39,6 +48,11 @@ class Trainer {
   int64_t steps_done() const { return steps_; }
   int64_t tokens_done() const { return steps_ * config_.train.batch * config_.train.block; }
   double learning_rate() const;  // of the next step
+
+  // Called after each forward pass of a step (counted from 0) with its tokens; `replay` gives the choices to force on
+  // them. Positions are those in the step's batch [batch, block].
+  std::function<void(const routing::RoutingTrace&, const Tensor& tokens_T, const Tensor& positions_T)> watch = {};
+  std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
   const Model& model() const { return *model_; }
   const ParamTable& params() const { return params_; }
   at::ScalarType dtype() const;
@@ -57,8 +71,12 @@ class Trainer {
   Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens, Batcher batcher);
 
   data::Batch batch(int64_t micro) const;
+  Tensor positions(int64_t micro) const;  // of its tokens in the step's batch
+  // What `loss` alone adds to the gradients of the routers' parameters, in their order; changes no gradient.
+  std::vector<Tensor> router_gradients(const Tensor& loss);
+  GradientSources gradient_sources(const std::vector<Tensor>& of_balance) const;
   DropoutKey dropout_key(int64_t micro) const;
-  ForwardOptions forward_options(int64_t micro) const;
+  ForwardOptions forward_options(int64_t micro, const Tensor& tokens_T) const;
   // Counts of the whole batch, by forward passes that choose as the step's own will.
   routing::BatchCounts count_batch() const;
   // Before the first step of a training.

@@ -9,10 +9,13 @@
 #include "rmoe/base/error.h"
 #include "rmoe/compare/figures.h"
 #include "support/temp_dir.h"
-#include "unit/compare/markup.h"
+#include "unit/plot/markup.h"
 #include "unit/compare/run_folder.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
+
 namespace {
 
 class Report : public testing::Test {

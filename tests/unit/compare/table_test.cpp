@@ -6,11 +6,14 @@
 
 #include <gtest/gtest.h>
 
-#include "rmoe/compare/html.h"
+#include "rmoe/plot/html.h"
 #include "support/temp_dir.h"
 #include "unit/compare/run_folder.h"
 
 namespace rmoe::compare {
+
+using namespace plot;
+
 namespace {
 
 Comparison compare_fakes(const std::vector<FakeRun>& fakes) {

@@ -86,7 +86,7 @@ compare::Run run_of(int64_t seed, double test) {
 RowResult row_of(const std::string& label, const std::string& baseline, std::optional<double> paper,
                  const std::vector<double>& tests) {
   RowResult result;
-  result.row = {label, label + ".toml", baseline, {{}, paper}};
+  result.row = {label, label + ".toml", baseline, {{}, paper, {}, {}}};
   for (size_t i = 0; i < tests.size(); ++i) result.runs.push_back(run_of(static_cast<int64_t>(i) + 1, tests[i]));
   return result;
 }
@@ -125,6 +125,18 @@ TEST(Result, TablesShowThePaperBesideTheRuns) {
   const Json json = to_json(result);
   EXPECT_EQ(json.at("rows").at(1).at("verdict"), "agrees with the paper");
   EXPECT_EQ(json.at("rows").at(1).at("seeds").size(), 3u);
+}
+
+TEST(Result, AnalyzedRunsShowTheirBalance) {
+  Entry entry;
+  entry.name = "table8";
+  entry.unit = "bits per character";
+  RowResult row = row_of("A", "", {}, {1.5, 1.6});
+  row.row.paper.inner = 34.68;
+  row.inner = {2.0, 4.0};
+  row.outer = {0.5, 0.7};
+  const std::string text = to_text(make_result(entry, "cpu", {row}));
+  for (const char* part : {"34.680", "3.0000 ± 1.4142", "0.6000"}) EXPECT_NE(text.find(part), std::string::npos) << text;
 }
 
 // A stand-in for the program: a shell script that gets the words of the command line.

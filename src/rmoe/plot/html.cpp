@@ -1,8 +1,8 @@
-#include "rmoe/compare/html.h"
+#include "rmoe/plot/html.h"
 
 #include <cstdint>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
@@ -97,4 +97,4 @@ std::string shorten(std::string_view text, size_t most) {
   return std::string(text.substr(0, end)) + "…";
 }
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

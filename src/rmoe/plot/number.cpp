@@ -1,8 +1,8 @@
-#include "rmoe/compare/number.h"
+#include "rmoe/plot/number.h"
 
 #include <cstdio>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 
 std::string fixed(double value, int decimals, bool sign) {
   char text[400];  // the largest double has 309 digits before the point
@@ -10,4 +10,4 @@ std::string fixed(double value, int decimals, bool sign) {
   return text;
 }
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

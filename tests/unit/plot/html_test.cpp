@@ -1,12 +1,12 @@
-#include "rmoe/compare/html.h"
+#include "rmoe/plot/html.h"
 
 #include <string>
 
 #include <gtest/gtest.h>
 
-#include "unit/compare/markup.h"
+#include "unit/plot/markup.h"
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 const std::string kBad = "\xEF\xBF\xBD";  // U+FFFD
@@ -53,4 +53,4 @@ TEST(Shorten, CutsBetweenCharacters) {
 }
 
 }  // namespace
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -1,4 +1,4 @@
-#include "rmoe/compare/gnuplot.h"
+#include "rmoe/plot/gnuplot.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -14,7 +14,7 @@
 
 extern char** environ;
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 // A file in memory: input and output of the child need no thread, no poll loop, and cannot block or raise SIGPIPE.
@@ -103,4 +103,4 @@ std::string run_gnuplot(const std::string& script) {
   return out.read_all();
 }
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -1,6 +1,6 @@
 // gnuplot is given placeholder colours (#RRGGBB with R = 1, 2 or 3) and placeholder texts (@@0@@, @@1@@, ...); its SVG
 // is then cut down to the drawing, and both are replaced.
-#include "rmoe/compare/plot.h"
+#include "rmoe/plot/plot.h"
 
 #include <algorithm>
 #include <array>
@@ -10,10 +10,12 @@
 #include <string_view>
 
 #include "rmoe/base/error.h"
-#include "rmoe/compare/gnuplot.h"
-#include "rmoe/compare/html.h"
+#include "rmoe/plot/gnuplot.h"
+#include "rmoe/plot/html.h"
+#include "rmoe/plot/number.h"
+#include "rmoe/plot/style.h"
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 constexpr const char* kInk = "#010000";
@@ -101,8 +103,13 @@ void remove_empty_groups(std::string& svg) {
 
 class Script {
  public:
-  Script(int width, int height) : width_(width), height_(height) {
-    line("set terminal svg size ", width, ",", height, " dynamic rounded noenhanced font 'sans,", kFontSize, "'");
+  Script(int width, int height, Format format = Format::kInline) : width_(width), height_(height), format_(format) {
+    if (format == Format::kPng) {
+      line("set terminal pngcairo size ", 2 * width, ",", 2 * height, " rounded noenhanced font 'sans,", kFontSize,
+           "' fontscale 1.5 linewidth 2 pointscale 2");
+    } else {
+      line("set terminal svg size ", width, ",", height, " dynamic rounded noenhanced font 'sans,", kFontSize, "'");
+    }
     line("set encoding utf8");
     line("unset key");
     line("set tics nomirror out scale 0.3 textcolor rgb '", kFaint, "'");
@@ -127,13 +134,35 @@ class Script {
          align, " textcolor rgb '", colour, "'");
   }
 
+  // A filled rectangle in a colour of the heat scale; `x`, `y` as for text.
+  void swatch(double x, double y, double wide, double high, int level) {
+    char colour[16];
+    std::snprintf(colour, sizeof colour, "#%06llx", static_cast<long long unsigned>(heat(level)));
+    line("set object rectangle from screen ", number(x / width_), ",", number(1 - (y + high / 2) / height_), " to screen ",
+         number((x + wide) / width_), ",", number(1 - (y - high / 2) / height_), " fillcolor rgb '", colour,
+         "' fillstyle solid noborder");
+  }
+
   void data(const std::string& name, const std::vector<PlotPoint>& points) {
     line("$", name, " << EOD");
     for (const PlotPoint& p : points) line(number(p.x), " ", number(p.y));
     line("EOD");
   }
 
+  // A colour of the heat scale as a number in the data.
+  int64_t heat(int level) const {
+    if (format_ != Format::kPng) return 0x030000 + level;
+    return std::strtol(light_colour(str("h", level)).substr(1).c_str(), nullptr, 16);
+  }
+
   std::string draw(const std::string& title) {
+    if (format_ == Format::kPng) return draw_png();
+    std::string svg = draw_inline(title);
+    return format_ == Format::kInline ? svg : standalone(std::move(svg));
+  }
+
+ private:
+  std::string draw_inline(const std::string& title) {
     std::string svg = run_gnuplot(text_);
     size_t begin = svg.find("<g id=\"gnuplot_canvas\">");
     size_t end = svg.rfind("</svg>");
@@ -157,7 +186,40 @@ class Script {
                height_, "\">\n", svg, "</svg>\n");
   }
 
- private:
+  // The placeholders of colours and texts filled in before gnuplot sees the script.
+  std::string draw_png() const {
+    std::string script = text_;
+    const auto fill = [&](const char* kind, int red, int count) {
+      for (int i = 0; i < count; ++i) {
+        const std::string name = red == 1 ? variable_of(1, 0, i) : str(kind, i);
+        char placeholder[16];
+        std::snprintf(placeholder, sizeof placeholder, "0%d00%02x'", red, i);
+        replace_all(script, placeholder, light_colour(name).substr(1) + "'");
+      }
+    };
+    fill("", 1, 3);
+    fill("c", 2, kSeriesColours);
+    for (size_t i = labels_.size(); i-- > 0;) {
+      std::string label = printable_utf8(labels_[i]);
+      replace_all(label, "'", "''");
+      replace_all(label, "\n", " ");
+      replace_all(script, str("@@", i, "@@"), label);
+    }
+    return run_gnuplot(script);
+  }
+
+  std::string standalone(std::string svg) const {
+    for (size_t at = svg.find("var(--"); at != std::string::npos; at = svg.find("var(--", at)) {
+      const size_t end = svg.find(')', at);
+      svg.replace(at, end + 1 - at, light_colour(svg.substr(at + 6, end - at - 6)));
+    }
+    const size_t open = svg.find('>');
+    svg.insert(open + 1, "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>");
+    svg.insert(4, str(" xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\" width=\"", width_,
+                      "\" height=\"", height_, "\""));
+    return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" + svg;
+  }
+
   std::string placeholder(const std::string& words) {
     labels_.push_back(words);
     return str("@@", labels_.size() - 1, "@@");
@@ -165,6 +227,7 @@ class Script {
 
   int width_;
   int height_;
+  Format format_;
   std::string text_;
   std::vector<std::string> labels_;
 };
@@ -298,7 +361,7 @@ bool has_lines(const LinePlot& plot) {
   return false;
 }
 
-std::string line_plot(const LinePlot& plot) {
+std::string line_plot(const LinePlot& plot, Format format) {
   RMOE_ASSERT(has_lines(plot), "line_plot: nothing to draw in '", plot.title, "'");
   constexpr int kHeight = 290;
   constexpr double kTop = 34, kBottom = 46, kLeft = 46;
@@ -358,7 +421,7 @@ std::string line_plot(const LinePlot& plot) {
   Axis x = nice_axis(x_low, x_high, 5);
   Axis y = nice_axis(y_low - room, y_high + room, 5);
 
-  Script script(kPlotWidth, kHeight);
+  Script script(kPlotWidth, kHeight, format);
   double right = 12 + kCharacterWidth * static_cast<double>(longest);
   script.margins(kLeft, right, kTop, kBottom);
   script.line("set border 1 lc rgb '", kFaint, "'");
@@ -475,4 +538,160 @@ std::string heat_strips(const std::string& title, const std::string& x_label, co
   return script.draw(title);
 }
 
-}  // namespace rmoe::compare
+std::string heat_map(const HeatMap& map, Format format) {
+  const auto rows = static_cast<int>(map.values.size());
+  RMOE_ASSERT(rows > 0 && !map.values[0].empty() && map.largest > map.least, "heat_map: nothing to draw in '", map.title,
+              "'");
+  const auto columns = static_cast<int>(map.values[0].size());
+  constexpr double kTop = 26, kRight = 12;
+  constexpr int kScale = 34;  // below the cells: the scale
+  size_t longest = 2;
+  for (const std::string& label : map.row_labels) longest = std::max(longest, utf8_length(label));
+  const double left = 14 + kCharacterWidth * static_cast<double>(longest);
+  const double wide = kPlotWidth - left - kRight;
+  int cell = std::clamp(200 / rows, 9, 22);
+  if (map.square) cell = std::clamp(static_cast<int>(wide / columns), 9, std::max(280 / rows, 9));
+  const double high = cell * rows, bottom = 40 + kScale;
+  const double width = map.square ? std::min(wide, static_cast<double>(cell) * columns * 1.25) : wide;
+  const int height = static_cast<int>(kTop + high + bottom);
+  Script script(kPlotWidth, height, format);
+  script.margins(left, kPlotWidth - left - width, kTop, bottom);
+  script.line("unset border");
+  script.line("set xrange [0.5:", columns, ".5]");
+  script.line("set yrange [", rows, ".5:0.5]");
+  script.line("set xtics scale 0 1,", std::max(1, (columns + 15) / 16));
+  script.line("set format x '%.0f'");
+  if (map.row_labels.empty()) {
+    script.line("set ytics scale 0 1,", std::max(1, static_cast<int>(std::ceil(12.0 / cell))));
+    script.line("set format y '%.0f'");
+  } else {
+    script.line("unset ytics");
+    for (int r = 0; r < rows; ++r) {
+      script.text(left - 6, kTop + cell * (r + 0.5), map.row_labels[static_cast<size_t>(r)], kFaint, "right");
+    }
+  }
+  script.text(0, 12, map.y_label, kInk);
+  script.text(left + width / 2, kTop + high + 28, map.x_label, kInk, "center");
+  const auto level_of = [&](double value) {
+    const double share = std::clamp((value - map.least) / (map.largest - map.least), 0.0, 1.0);
+    return static_cast<int>(std::lround(share * (kHeatLevels - 1)));
+  };
+  script.line("$Cells << EOD");
+  for (int r = 0; r < rows; ++r) {
+    const auto& row = map.values[static_cast<size_t>(r)];
+    RMOE_ASSERT(std::ssize(row) == columns, "heat_map: rows of ", columns, " and ", row.size(), " cells");
+    for (int c = 0; c < columns; ++c) {
+      const double value = row[static_cast<size_t>(c)];
+      if (std::isfinite(value)) {
+        script.line(c + 1, " ", r + 1, " ", number(0.49), " ", number(0.46), " ", script.heat(level_of(value)));
+      }
+    }
+  }
+  script.line("EOD");
+  constexpr double kSwatch = 13;
+  for (int level = 0; level < kHeatLevels; ++level) {
+    script.swatch(left + 46 + kSwatch * level, kTop + high + 52, kSwatch, 10, level);
+  }
+  const int decimals = map.largest < 0.1 ? 3 : map.largest < 10 ? 2 : 0;
+  script.text(left + 40, kTop + high + 52, fixed(map.least, decimals), kFaint, "right");
+  script.text(left + 52 + kSwatch * kHeatLevels, kTop + high + 52, fixed(map.largest, decimals) + " " + map.unit, kFaint);
+  script.line(
+      "plot $Cells using 1:2:($1-$3):($1+$3):($2-$4):($2+$4):5 with boxxyerror fs solid noborder lc rgb variable");
+  return script.draw(map.title);
+}
+
+bool has_boxes(const BoxPlot& plot) {
+  for (const BoxPlot::Group& group : plot.groups) {
+    for (const auto& [x, values] : group.boxes) {
+      if (std::any_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); })) return true;
+    }
+  }
+  return false;
+}
+
+std::string box_plot(const BoxPlot& plot, Format format) {
+  RMOE_ASSERT(has_boxes(plot), "box_plot: nothing to draw in '", plot.title, "'");
+  constexpr int kHeight = 290;
+  constexpr double kTop = 34, kBottom = 46, kLeft = 54;
+  constexpr size_t kLongestLabel = 16;
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  double x_low = kInfinity, x_high = -kInfinity, y_low = kInfinity, y_high = -kInfinity;
+  size_t longest = 0;
+  std::vector<double> places;
+  const auto reach = [&](double y) {
+    if (!std::isfinite(y)) return;
+    y_low = std::min(y_low, y);
+    y_high = std::max(y_high, y);
+  };
+  for (const BoxPlot::Group& group : plot.groups) {
+    longest = std::max(longest, utf8_length(shorten(group.label, kLongestLabel)));
+    reach(group.dashed);
+    for (const auto& [x, values] : group.boxes) {
+      places.push_back(x);
+      x_low = std::min(x_low, x);
+      x_high = std::max(x_high, x);
+      for (const double v : values) reach(v);
+    }
+  }
+  std::sort(places.begin(), places.end());
+  double gap = x_high > x_low ? x_high - x_low : std::max(std::abs(x_high), 1.0);
+  for (size_t i = 1; i < places.size(); ++i) {
+    if (places[i] > places[i - 1]) gap = std::min(gap, places[i] - places[i - 1]);
+  }
+  gap = std::max(gap, (x_high - x_low) / 40);  // checkpoints that lie close together may overlap
+  const double each = 0.7 * gap / static_cast<double>(plot.groups.size());
+  const double room = std::max((y_high - y_low) * 0.05, std::abs(y_high) * 1e-3);
+  const double right = 12 + kCharacterWidth * static_cast<double>(longest);
+  Script script(kPlotWidth, kHeight, format);
+  script.margins(kLeft, right, kTop, kBottom);
+  script.line("set border 1 lc rgb '", kFaint, "'");
+  script.line("set grid ytics lt 1 lw 1 lc rgb '", kGrid, "'");
+  set_axis(script, "x", nice_axis(x_low - gap / 2, x_high + gap / 2, 4));
+  const Axis y = nice_axis(y_low - room, y_high + room, 5);
+  set_axis(script, "y", y);
+  script.line("set ytics scale 0");
+  script.text(0, 13, plot.y_label, kInk);
+  script.text(kPlotWidth - right, kHeight - 10, plot.x_label, kInk, "right");
+  std::vector<double> middles;
+  std::string command;
+  for (size_t g = 0; g < plot.groups.size(); ++g) {
+    const BoxPlot::Group& group = plot.groups[g];
+    const std::string colour = series_colour(group.colour);
+    const double shift = each * (static_cast<double>(g) - (static_cast<double>(plot.groups.size()) - 1) / 2);
+    script.line("$B", g, " << EOD");
+    double last = y_low;
+    for (const auto& [x, unsorted] : group.boxes) {
+      std::vector<double> values;
+      std::copy_if(unsorted.begin(), unsorted.end(), std::back_inserter(values), [](double v) { return std::isfinite(v); });
+      if (values.empty()) continue;
+      std::sort(values.begin(), values.end());
+      const auto quartile = [&](double p) {
+        const double at = p * static_cast<double>(values.size() - 1);
+        const auto below = static_cast<size_t>(at);
+        const size_t above = std::min(below + 1, values.size() - 1);
+        return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
+      };
+      last = quartile(0.5);
+      script.line(number(x + shift), " ", number(quartile(0)), " ", number(quartile(0.25)), " ", number(last), " ",
+                  number(quartile(0.75)), " ", number(quartile(1)), " ", number(each * 0.8));
+    }
+    script.line("EOD");
+    middles.push_back(kTop + (kHeight - kTop - kBottom) * (y.high - last) / (y.high - y.low));
+    if (std::isfinite(group.dashed)) {
+      script.line("set arrow from graph 0,first ", number(group.dashed), " to graph 1,first ", number(group.dashed),
+                  " nohead lw 1 dashtype 2 lc rgb '", colour, "'");
+    }
+    command += str(g == 0 ? "plot " : ", ", "$B", g, " using 1:3:2:6:5:7 with candlesticks whiskerbars 0.5 fs empty lw 1 ",
+                   "lc rgb '", colour, "', $B", g, " using 1:4:4:4:4:7 with candlesticks fs empty lw 2 lc rgb '", colour,
+                   "'");
+  }
+  spread(middles, 15, kTop, kHeight - kBottom);
+  for (size_t g = 0; g < plot.groups.size(); ++g) {
+    script.text(kPlotWidth - right + 6, middles[g], shorten(plot.groups[g].label, kLongestLabel),
+                series_colour(plot.groups[g].colour));
+  }
+  script.line(command);
+  return script.draw(plot.title);
+}
+
+}  // namespace rmoe::plot

@@ -3,9 +3,9 @@
 
 #include <string>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 
 // Fixed-point notation, "1.652"; with `sign` also "+1.652".
 std::string fixed(double value, int decimals, bool sign = false);
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -1,4 +1,4 @@
-#include "rmoe/compare/gnuplot.h"
+#include "rmoe/plot/gnuplot.h"
 
 #include <cstdlib>
 #include <string>
@@ -8,7 +8,7 @@
 #include "rmoe/base/error.h"
 #include "support/temp_dir.h"
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 // The environment of a test, put back at its end.
@@ -60,4 +60,4 @@ TEST(RunGnuplot, NamesThePackageWhenTheProgramIsMissing) {
 }
 
 }  // namespace
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

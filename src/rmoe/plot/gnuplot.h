@@ -3,10 +3,10 @@
 
 #include <string>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 
 // Feeds `script` to gnuplot's standard input and returns its standard output. The user's gnuplot settings are not read.
 // Throws Error(kIo) when gnuplot is missing or fails; the message holds its first error line.
 std::string run_gnuplot(const std::string& script);
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -1,4 +1,4 @@
-#include "rmoe/compare/plot.h"
+#include "rmoe/plot/plot.h"
 
 #include <cmath>
 #include <limits>
@@ -8,9 +8,9 @@
 #include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"
-#include "unit/compare/markup.h"
+#include "unit/plot/markup.h"
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -143,5 +143,42 @@ TEST(MeanLine, AveragesLinesOfEquallyManyPointsPointByPoint) {
   EXPECT_DOUBLE_EQ(mean[1].y, 2.5);
 }
 
+TEST(HeatMap, HasACellForEachFiniteValueAndAScale) {
+  HeatMap map{.title = "map", .x_label = "x", .y_label = "y", .unit = "nats",
+              .values = {{0, 1, 2}, {2, std::nan(""), 1}}, .largest = 2, .row_labels = {"<first>", "second"}};
+  const std::string svg = heat_map(map);
+  EXPECT_EQ(check_markup(svg), "");
+  EXPECT_NE(svg.find("&lt;first&gt;"), std::string::npos);
+  EXPECT_NE(svg.find("--h10"), std::string::npos);
+  map.values[0][2] = 0;
+  map.values[1][0] = 0;
+  EXPECT_GT(count(svg, "--h10"), count(heat_map(map), "--h10"));
+  EXPECT_EQ(heat_map(map, Format::kPng).substr(1, 3), "PNG");
+  EXPECT_EQ(heat_map(map, Format::kSvg).find("var(--"), std::string::npos);
+}
+
+TEST(BoxPlot, DrawsBoxesAndTheDashedLine) {
+  BoxPlot plot{.title = "boxes", .x_label = "step", .y_label = "value",
+               .groups = {{"a", 0, {{100, {1, 2, 3, 4, 5}}, {200, {2, 2, 2}}}, 0.5}, {"b", 1, {{100, {3}}}, std::nan("")}}};
+  EXPECT_TRUE(has_boxes(plot));
+  const std::string svg = box_plot(plot);
+  EXPECT_EQ(check_markup(svg), "");
+  EXPECT_NE(svg.find("stroke-dasharray"), std::string::npos);
+  EXPECT_NE(svg.find("--c1"), std::string::npos);
+  EXPECT_EQ(box_plot(plot, Format::kPng).substr(1, 3), "PNG");
+  EXPECT_FALSE(has_boxes({.title = "", .x_label = "", .y_label = "", .groups = {{"a", 0, {{1, {}}}, 0}}}));
+}
+
+TEST(LinePlot, IsTheSameAsAFileAndAsAPicture) {
+  LinePlot plot;
+  plot.title = "t";
+  plot.x_label = "it's 100 %";
+  plot.groups = {{"a", 0, {{{0, 1}, {1, 2}}}}};
+  const std::string file = line_plot(plot, Format::kSvg);
+  EXPECT_EQ(file.substr(0, 5), "<?xml");
+  EXPECT_NE(file.find("#0067a3"), std::string::npos);
+  EXPECT_EQ(line_plot(plot, Format::kPng).substr(1, 3), "PNG");
+}
+
 }  // namespace
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

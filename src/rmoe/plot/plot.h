@@ -10,7 +10,14 @@
 #include <string>
 #include <vector>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
+
+// How a plot is returned.
+enum class Format {
+  kInline,  // an SVG element for a page
+  kSvg,     // a file of its own, in the colours of a light page
+  kPng,     // the same, as a picture of twice the size
+};
 
 inline constexpr int kPlotWidth = 460;
 inline constexpr int kNarrowWidth = 360;
@@ -40,7 +47,7 @@ struct LinePlot {
 };
 
 // Points that are not finite are skipped. Throws Error(kBug) when no group has two points; see has_lines().
-std::string line_plot(const LinePlot& plot);
+std::string line_plot(const LinePlot& plot, Format format = Format::kInline);
 bool has_lines(const LinePlot& plot);
 
 // Paired differences: a dot per seed, the mean and its interval (low > high or NaN: none) per row, around zero.
@@ -58,6 +65,31 @@ std::string interval_plot(const std::string& title, const std::string& x_label, 
 std::string heat_strips(const std::string& title, const std::string& x_label, const std::string& y_label,
                         const std::vector<std::vector<double>>& values, double largest);
 
+// A cell per value, row 0 on top, with a scale below: 0 (or `least`) is the palest level, `largest` the strongest; NaN
+// is left blank. Labels that are empty are replaced by numbers from 1 on.
+struct HeatMap {
+  std::string title, x_label, y_label, unit;
+  std::vector<std::vector<double>> values;  // rows of equal length
+  double least = 0, largest = 1;
+  std::vector<std::string> row_labels;
+  bool square = false;  // cells are about as high as wide
+};
+std::string heat_map(const HeatMap& map, Format format = Format::kInline);
+
+// Boxes (quartiles, median, whiskers to the extremes) of several groups at the same places, and a dashed line per group.
+struct BoxPlot {
+  struct Group {
+    std::string label;
+    int colour = 0;
+    std::vector<std::pair<double, std::vector<double>>> boxes;  // x, values
+    double dashed = 0;                                          // NaN: none
+  };
+  std::string title, x_label, y_label;
+  std::vector<Group> groups;
+};
+std::string box_plot(const BoxPlot& plot, Format format = Format::kInline);
+bool has_boxes(const BoxPlot& plot);
+
 // Moving mean with exponential weights (bias-corrected; `half_life` in points); points that are not finite are left
 // out.
 std::vector<PlotPoint> smooth(const std::vector<PlotPoint>& points, double half_life);
@@ -68,4 +100,4 @@ std::vector<PlotPoint> thin_out(const std::vector<PlotPoint>& points, int64_t mo
 // Lines are sorted by x.
 std::vector<PlotPoint> mean_line(const std::vector<std::vector<PlotPoint>>& lines);
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 
 // Invalid UTF-8 and control characters other than newline and tab become U+FFFD.
 std::string printable_utf8(std::string_view bytes);
@@ -16,4 +16,4 @@ std::string escape_html(std::string_view bytes);
 size_t utf8_length(std::string_view text);
 std::string shorten(std::string_view text, size_t most);
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 
 inline int count(std::string_view text, std::string_view part) {
   int n = 0;
@@ -65,4 +65,4 @@ inline std::string check_markup(std::string_view text) {
   return open.empty() ? "" : "not closed: " + open.back();
 }
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot

@@ -1,15 +1,15 @@
 // Colours: the series keep apart for colour-blind readers (after Okabe and Ito), darkened or lightened until text in
 // them has a contrast of 4.5 on the page; heat levels go from the page's own shade to one strong violet, so that they
 // are not taken for a series.
-#include "rmoe/compare/style.h"
+#include "rmoe/plot/style.h"
 
 #include <array>
 #include <cmath>
 #include <cstdio>
 
-#include "rmoe/compare/plot.h"
+#include "rmoe/plot/plot.h"
 
-namespace rmoe::compare {
+namespace rmoe::plot {
 namespace {
 
 using Rgb = std::array<int, 3>;
@@ -104,13 +104,22 @@ dd{margin-bottom:8px}
 }
 )css";
 
+std::string light_variables() { return kLight + heat_levels({240, 241, 244}, {150, 135, 190}, {52, 28, 100}); }
+
 }  // namespace
 
+std::string light_colour(const std::string& name) {
+  static const std::string variables = light_variables();
+  const std::string key = "--" + name + ":#";
+  const size_t at = variables.find(key);
+  return at == std::string::npos ? "" : variables.substr(at + key.size() - 1, 7);
+}
+
 std::string report_css() {
-  std::string light = kLight + heat_levels({240, 241, 244}, {150, 135, 190}, {52, 28, 100});
+  std::string light = light_variables();
   std::string dark = kDark + heat_levels({32, 36, 41}, {104, 88, 156}, {222, 208, 255});
   return ":root{color-scheme:light dark;" + light + "}\n@media(prefers-color-scheme:dark){:root{" + dark + "}}" +
          kRules;
 }
 
-}  // namespace rmoe::compare
+}  // namespace rmoe::plot
