@@ -185,8 +185,8 @@ TEST_P(Traces, OfAnotherModelOrTextAreRefused) {
 
 INSTANTIATE_TEST_SUITE_P(All, Traces,
                          ::testing::Combine(::testing::Values(Family::kSpan, Family::kLlama), ::testing::Bool()),
-                         [](const auto& info) {
-                           return testing::tiny_name(std::get<0>(info.param), std::get<1>(info.param));
+                         [](const auto& param_info) {
+                           return testing::tiny_name(std::get<0>(param_info.param), std::get<1>(param_info.param));
                          });
 
 }  // namespace
