@@ -135,6 +135,7 @@ class Builder {
     plot.title = title;
     plot.x_label = x_label;
     plot.y_label = y_label;
+    plot.whole_x = x_label.find("layer") != x_label.npos;
     int colour = 0;
     for (const Json& run : runs_) plot.groups.push_back({name_of(run), colour++, {of(run)}});
     return plot;
@@ -166,12 +167,18 @@ class Builder {
         "The paper shows it as a picture (Fig. 3, 6, 7), without numbers: RMoE's layers share more than those of routers "
         "without a state.");
     Csv csv("run,layer,other_layer,nats");
-    double largest = 0;
+    double largest = 0, least = std::numeric_limits<double>::infinity();
     for (const Json& run : runs_) {
       for (const auto& row : matrix(at(run, {"mutual_information", "matrix"}))) {
-        for (const double v : row) largest = std::max(largest, std::isfinite(v) ? v : 0);
+        for (const double v : row) {
+          if (!std::isfinite(v)) continue;
+          largest = std::max(largest, v);
+          least = std::min(least, v);
+        }
       }
     }
+    // From 0 on where that leaves the shades apart.
+    if (!(least > 0.3 * largest)) least = 0;
     for (size_t i = 0; i < runs_.size(); ++i) {
       const auto values = matrix(at(runs_[i], {"mutual_information", "matrix"}));
       for (size_t a = 0; a < values.size(); ++a) {
@@ -182,6 +189,7 @@ class Builder {
                         .y_label = "MoE layer",
                         .unit = "nats",
                         .values = values,
+                        .least = least,
                         .largest = largest,
                         .row_labels = {},
                         .square = true};
@@ -387,6 +395,7 @@ class Builder {
     plot.title = title;
     plot.x_label = x_label;
     plot.y_label = "gradient norm of the routers";
+    plot.whole_x = true;
     int colour = 0;
     for (const auto& [key, label] : {std::pair{"whole", "both"}, {"lm", "LM loss"}, {"balance", "balance loss"}}) {
       plot.groups.push_back({label, colour++, {of(key)}});
@@ -415,6 +424,7 @@ class Builder {
     LinePlot plot;
     plot.title = "Loss against depth";
     plot.x_label = "layers";
+    plot.whole_x = true;
     plot.y_label = bits ? "bits per character" : "loss (nats per token)";
     int colour = 0;
     for (const auto& [kind, depths] : by_kind) {
@@ -518,6 +528,7 @@ class Builder {
       plot.title = "Gradient of the loss by the router state, " + name_of(runs_[i]);
       plot.x_label = "MoE layer";
       plot.y_label = "norm of d loss / d h";
+      plot.whole_x = true;
       plot.groups = {{"with recurrence", 0, {over_layers(whole)}}, {"cut", 1, {over_layers(cut)}}};
       add(s, file_of("state_gradient", i), plot, runs_.size() > 1 ? name_of(runs_[i]) : "");
     }

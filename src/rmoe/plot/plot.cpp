@@ -419,7 +419,9 @@ std::string line_plot(const LinePlot& plot, Format format) {
   }
   double room = std::max((y_high - y_low) * 0.05, std::abs(y_high) * 1e-3);
   Axis x = nice_axis(x_low, x_high, 5);
-  Axis y = nice_axis(y_low - room, y_high + room, 5);
+  if (plot.whole_x && x.step < 1) x.step = 1, x.decimals = 0;
+  // What cannot be negative has no room below 0.
+  Axis y = nice_axis(y_low >= 0 ? std::max(y_low - room, 0.0) : y_low - room, y_high + room, 5);
 
   Script script(kPlotWidth, kHeight, format);
   double right = 12 + kCharacterWidth * static_cast<double>(longest);

@@ -44,6 +44,7 @@ struct LinePlot {
   bool clip_start = false;  // scale y to what follows the first quarter of x, where learning curves fall steeply
   bool means_only = false;  // leave out the thin lines of groups with several runs
   bool zero_line = false;   // draw y = 0, which is then inside the range
+  bool whole_x = false;     // x counts something: marks at whole numbers only
 };
 
 // Points that are not finite are skipped. Throws Error(kBug) when no group has two points; see has_lines().

@@ -20,7 +20,8 @@ Json made_run(const std::string& name, uint64_t seed, int64_t layers = 3) {
               {"family", "span"},    {"stage", "gru"},         {"router", "linear"},     {"layers", layers},
               {"moe_layers", layers}, {"experts", 6},          {"top_k", 2},             {"params", 1000},
               {"data", "data/x.tok"}, {"tokens", 200},         {"loss", 1.5},            {"bits_per_character", 2.1}};
-  for (const auto& [key, value] : analysis.json().items()) run[key] = value;
+  const Json routing = analysis.json();
+  for (const auto& [key, value] : routing.items()) run[key] = value;
   run["expert_similarity"] = {{"random", 0.4},
                               {"random_without_diagonal", 0.01},
                               {"checkpoints",
