@@ -20,7 +20,7 @@ LAYERS = [
     ["nn"],
     ["models"],
     ["eval", "compare", "hf", "analysis"],
-    ["train"],  # evaluates with eval
+    ["train", "python"],  # evaluates with eval; what Python reaches besides the ops
     ["bench"],  # measures them all
     ["cli"],
 ]
