@@ -90,7 +90,7 @@ def gradients(op, args, only=None):
             a.grad = None
     out = differentiable(op(*args))[:only]
     torch.manual_seed(1)
-    loss = sum((t * torch.randn_like(t)).sum() for t in out)
+    loss = sum((t * torch.randn(t.shape, dtype=t.dtype)).sum() for t in out)
     loss.backward()
     return [a.grad for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
 
