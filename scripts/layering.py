@@ -20,7 +20,8 @@ LAYERS = [
     ["nn"],
     ["models"],
     ["eval", "compare", "hf"],
-    ["train", "analysis", "reproduce"],  # these run models with eval; reproduce compares with compare
+    # These run models with eval; reproduce compares with compare; what Python reaches besides the ops.
+    ["train", "analysis", "reproduce", "python"],
     ["bench"],  # measures them all
     ["cli"],
 ]

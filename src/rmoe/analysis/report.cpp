@@ -417,7 +417,7 @@ class Builder {
       const std::string stage = point.at("stage"), router = point.at("router");
       const std::string kind = stage == "none" ? router : stage + " + " + router;
       by_kind[kind][number(point.at("layers"))].push_back(number(point.at(bits ? "bits_per_character" : "loss")));
-      csv.row(point.at("name").get<std::string>(), kind, number(point.at("layers")), number(point.at("loss")),
+      csv.row(point.at("name").get<std::string>(), kind, point.at("layers").get<int64_t>(), number(point.at("loss")),
               number(point.at("bits_per_character")));
     }
     s.csv = csv.text();

@@ -1,6 +1,7 @@
 #include "rmoe/ops/affine.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/linear.h"
 
 namespace rmoe {
@@ -9,12 +10,6 @@ namespace {
 using Forward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&);
 using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                     const std::optional<Tensor>&, std::array<bool, 3>);
-
-void check(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-  RMOE_CHECK(w.dim() == 2, "linear: w must be [O, I], got ", w.sizes());
-  RMOE_CHECK(x.dim() >= 1 && x.size(-1) == w.size(1), "linear: x must be [..., ", w.size(1), "], got ", x.sizes());
-  RMOE_CHECK(!b || (b->dim() == 1 && b->size(0) == w.size(0)), "linear: b must be [", w.size(0), "], got ", b->sizes());
-}
 
 class Linear : public torch::autograd::Function<Linear> {
  public:
@@ -40,11 +35,20 @@ class Linear : public torch::autograd::Function<Linear> {
 };
 
 Tensor linear_autograd(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-  check(x, w, b);
+  check::linear(x, w, b);
   return Linear::apply(x, w, b);
 }
 
 }  // namespace
+
+void check::linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
+  if (any_symbolic(x, w, b)) return;
+  floating("linear", "x", x);
+  floating("linear", "w", w);
+  RMOE_CHECK(w.dim() == 2, "linear: w must be [O, I], got ", w.sizes());
+  RMOE_CHECK(x.dim() >= 1 && x.size(-1) == w.size(1), "linear: x must be [..., ", w.size(1), "], got ", x.sizes());
+  RMOE_CHECK(!b || (b->dim() == 1 && b->size(0) == w.size(0)), "linear: b must be [", w.size(0), "], got ", b->sizes());
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def("linear(Tensor x, Tensor w, Tensor? b) -> Tensor");

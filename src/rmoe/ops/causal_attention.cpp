@@ -1,6 +1,7 @@
 #include "rmoe/ops/causal_attention.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/causal_attention.h"
 
 namespace rmoe {
@@ -30,20 +31,6 @@ void check_angles(const char* what, const Tensor& x, const Tensor& cos, const Te
   RMOE_CHECK(sin.sizes() == expected, what, ": sin must be ", at::IntArrayRef(expected), ", got ", sin.sizes());
 }
 
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& cos, const OptionalTensor& sin) {
-  RMOE_CHECK(q.dim() == 4, "causal_attention: q must be [B, Sq, H, C], got ", q.sizes());
-  RMOE_CHECK(k.dim() == 4 && k.size(0) == q.size(0) && k.size(3) == q.size(3), "causal_attention: k must be [",
-             q.size(0), ", Sk, Hkv, ", q.size(3), "], got ", k.sizes());
-  RMOE_CHECK(v.sizes() == k.sizes(), "causal_attention: v must be ", k.sizes(), " as k, got ", v.sizes());
-  RMOE_CHECK(k.size(2) > 0 && q.size(2) % k.size(2) == 0, "causal_attention: ", q.size(2),
-             " query heads are no multiple of ", k.size(2), " key-value heads");
-  RMOE_CHECK(k.size(1) >= q.size(1), "causal_attention: ", q.size(1), " queries but ", k.size(1), " keys");
-  if (!cos) return;
-  RMOE_CHECK(k.size(1) == q.size(1), "causal_attention: with angles there must be as many keys as queries, got ",
-             k.size(1), " and ", q.size(1));
-  check_angles("causal_attention", q, *cos, *sin);
-}
-
 class Rotation : public torch::autograd::Function<Rotation> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin,
@@ -62,8 +49,7 @@ class Rotation : public torch::autograd::Function<Rotation> {
 };
 
 Tensor rotate_autograd(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwards) {
-  RMOE_CHECK(x.dim() == 4, "rotate: x must be [B, S, H, C], got ", x.sizes());
-  check_angles("rotate", x, cos, sin);
+  check::rotate(x, cos, sin);
   return Rotation::apply(x, cos, sin, backwards);
 }
 
@@ -91,12 +77,36 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
 
 std::tuple<Tensor, Tensor> causal_attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
                                                      const OptionalTensor& cos, const OptionalTensor& sin) {
-  check(q, k, v, cos, sin);
+  check::causal_attention(q, k, v, cos, sin);
   const auto out = CausalAttention::apply(q, k, v, cos, sin);
   return {out[0], out[1]};
 }
 
 }  // namespace
+
+void check::rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  if (any_symbolic(x, cos, sin)) return;
+  floating("rotate", "x", x);
+  RMOE_CHECK(x.dim() == 4, "rotate: x must be [B, S, H, C], got ", x.sizes());
+  check_angles("rotate", x, cos, sin);
+}
+
+void check::causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& cos, const OptionalTensor& sin) {
+  if (any_symbolic(q, k, v, cos, sin)) return;
+  floating("causal_attention", "q", q);
+  RMOE_CHECK(q.dim() == 4, "causal_attention: q must be [B, Sq, H, C], got ", q.sizes());
+  RMOE_CHECK(k.dim() == 4 && k.size(0) == q.size(0) && k.size(3) == q.size(3), "causal_attention: k must be [",
+             q.size(0), ", Sk, Hkv, ", q.size(3), "], got ", k.sizes());
+  RMOE_CHECK(v.sizes() == k.sizes(), "causal_attention: v must be ", k.sizes(), " as k, got ", v.sizes());
+  RMOE_CHECK(k.size(2) > 0 && q.size(2) % k.size(2) == 0, "causal_attention: ", q.size(2),
+             " query heads are no multiple of ", k.size(2), " key-value heads");
+  RMOE_CHECK(k.size(1) >= q.size(1), "causal_attention: ", q.size(1), " queries but ", k.size(1), " keys");
+  RMOE_CHECK(cos.has_value() == sin.has_value(), "causal_attention: cos and sin come together");
+  if (!cos) return;
+  RMOE_CHECK(k.size(1) == q.size(1), "causal_attention: with angles there must be as many keys as queries, got ",
+             k.size(1), " and ", q.size(1));
+  check_angles("causal_attention", q, *cos, *sin);
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def("rotate(Tensor x, Tensor cos, Tensor sin, bool backwards) -> Tensor");

@@ -1,6 +1,7 @@
 #include "rmoe/ops/experts.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/experts.h"
 
 namespace rmoe {
@@ -9,24 +10,6 @@ namespace {
 using Optional = std::optional<Tensor>;
 using Forward = decltype(reference::experts);
 using Backward = decltype(reference::experts_backward);
-
-void check(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1, const Optional& b1,
-           const Tensor& w2, const Optional& b2, const Optional& w3, double p) {
-  RMOE_CHECK(x.dim() == 2, "experts: x must be [T, D], got ", x.sizes());
-  RMOE_CHECK(ids.dim() == 2 && ids.size(0) == x.size(0) && ids.scalar_type() == at::kLong,
-             "experts: ids must be int64 [", x.size(0), ", K], got ", ids.scalar_type(), " ", ids.sizes());
-  RMOE_CHECK(weights.sizes() == ids.sizes(), "experts: weights must be ", ids.sizes(), ", got ", weights.sizes());
-  RMOE_CHECK(w1.dim() == 3 && w1.size(2) == x.size(1), "experts: w1 must be [N, F, ", x.size(1), "], got ", w1.sizes());
-  const int64_t N = w1.size(0), F = w1.size(1), D = w1.size(2);
-  const auto shaped = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
-    RMOE_CHECK(t.sizes() == sizes, "experts: ", name, " must be ", sizes, ", got ", t.sizes());
-  };
-  shaped("w2", w2, {N, D, F});
-  if (w3) shaped("w3", *w3, {N, F, D});
-  if (b1) shaped("b1", *b1, {N, F});
-  if (b2) shaped("b2", *b2, {N, D});
-  RMOE_CHECK(p >= 0 && p < 1, "experts: dropout must be in [0, 1), got ", p);
-}
 
 std::tuple<Tensor, Tensor> call(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
                                 const Optional& b1, const Tensor& w2, const Optional& b2, const Optional& w3, double p,
@@ -74,7 +57,7 @@ class Experts : public torch::autograd::Function<Experts> {
 std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
                                             const Optional& b1, const Tensor& w2, const Optional& b2,
                                             const Optional& w3, double p, int64_t key, bool keep) {
-  check(x, ids, weights, w1, b1, w2, b2, w3, p);
+  check::experts(x, ids, weights, w1, b1, w2, b2, w3, p);
   const auto differs = [](const Optional& t) { return t && t->requires_grad(); };
   const bool any =
       differs(x) || differs(weights) || differs(w1) || differs(b1) || differs(w2) || differs(b2) || differs(w3);
@@ -84,6 +67,28 @@ std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, 
 }
 
 }  // namespace
+
+void check::experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1, const Optional& b1,
+           const Tensor& w2, const Optional& b2, const Optional& w3, double p) {
+  if (any_symbolic(x, ids, weights, w1, b1, w2, b2, w3)) return;
+  floating("experts", "x", x);
+  floating("experts", "weights", weights);
+  floating("experts", "w1", w1);
+  RMOE_CHECK(x.dim() == 2, "experts: x must be [T, D], got ", x.sizes());
+  RMOE_CHECK(ids.dim() == 2 && ids.size(0) == x.size(0) && ids.scalar_type() == at::kLong,
+             "experts: ids must be int64 [", x.size(0), ", K], got ", ids.scalar_type(), " ", ids.sizes());
+  RMOE_CHECK(weights.sizes() == ids.sizes(), "experts: weights must be ", ids.sizes(), ", got ", weights.sizes());
+  RMOE_CHECK(w1.dim() == 3 && w1.size(2) == x.size(1), "experts: w1 must be [N, F, ", x.size(1), "], got ", w1.sizes());
+  const int64_t N = w1.size(0), F = w1.size(1), D = w1.size(2);
+  const auto shaped = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
+    RMOE_CHECK(t.sizes() == sizes, "experts: ", name, " must be ", sizes, ", got ", t.sizes());
+  };
+  shaped("w2", w2, {N, D, F});
+  if (w3) shaped("w3", *w3, {N, F, D});
+  if (b1) shaped("b1", *b1, {N, F});
+  if (b2) shaped("b2", *b2, {N, D});
+  RMOE_CHECK(p >= 0 && p < 1, "experts: dropout must be in [0, 1), got ", p);
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

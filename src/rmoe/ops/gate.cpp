@@ -1,6 +1,7 @@
 #include "rmoe/ops/gate.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/gate.h"
 
 namespace rmoe {
@@ -8,15 +9,6 @@ namespace {
 
 using Forward = decltype(reference::gate);
 using Backward = decltype(reference::gate_backward);
-
-void check(const Tensor& feature, const Tensor& weight, const std::optional<Tensor>& bias, int64_t top_k) {
-  RMOE_CHECK(feature.dim() == 2, "gate: feature must be [T, R], got ", feature.sizes());
-  RMOE_CHECK(weight.dim() == 2 && weight.size(1) == feature.size(1), "gate: weight must be [N, ", feature.size(1),
-             "], got ", weight.sizes());
-  RMOE_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), "gate: bias must be [", weight.size(0),
-             "], got ", bias->sizes());
-  RMOE_CHECK(top_k >= 1 && top_k <= weight.size(0), "gate: top_k is ", top_k, ", expected 1 to ", weight.size(0));
-}
 
 std::optional<Tensor> optional(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
 
@@ -49,12 +41,24 @@ class GateFunction : public torch::autograd::Function<GateFunction> {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_autograd(const Tensor& feature, const Tensor& weight,
                                                                  const std::optional<Tensor>& bias, int64_t top_k,
                                                                  bool renormalize) {
-  check(feature, weight, bias, top_k);
+  check::gate(feature, weight, bias, top_k);
   const auto out = GateFunction::apply(feature, weight, bias, top_k, renormalize);
   return {out[0], out[1], out[2], out[3], out[4]};
 }
 
 }  // namespace
+
+void check::gate(const Tensor& feature, const Tensor& weight, const std::optional<Tensor>& bias, int64_t top_k) {
+  if (any_symbolic(feature, weight, bias)) return;
+  floating("gate", "feature", feature);
+  floating("gate", "weight", weight);
+  RMOE_CHECK(feature.dim() == 2, "gate: feature must be [T, R], got ", feature.sizes());
+  RMOE_CHECK(weight.dim() == 2 && weight.size(1) == feature.size(1), "gate: weight must be [N, ", feature.size(1),
+             "], got ", weight.sizes());
+  RMOE_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), "gate: bias must be [", weight.size(0),
+             "], got ", bias->sizes());
+  RMOE_CHECK(top_k >= 1 && top_k <= weight.size(0), "gate: top_k is ", top_k, ", expected 1 to ", weight.size(0));
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

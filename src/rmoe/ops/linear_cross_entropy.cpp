@@ -1,6 +1,11 @@
 #include "rmoe/ops/linear_cross_entropy.h"
 
+#include <array>
+
+#include <torch/csrc/autograd/graph_task.h>
+
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/linear_cross_entropy.h"
 
 namespace rmoe {
@@ -11,23 +16,6 @@ using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const s
 using WithGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
                                                                          const std::optional<Tensor>&, const Tensor&,
                                                                          int64_t, double, double);
-
-void check(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const Tensor& targets,
-           int64_t ignore_index) {
-  RMOE_CHECK(x.dim() == 2, "linear_cross_entropy: x must be [T, D], got ", x.sizes());
-  RMOE_CHECK(w.dim() == 2 && w.size(1) == x.size(1) && w.numel() > 0, "linear_cross_entropy: w must be [V, ", x.size(1),
-             "] and not empty, got ", w.sizes());
-  RMOE_CHECK(!b || (b->dim() == 1 && b->size(0) == w.size(0)), "linear_cross_entropy: b must be [", w.size(0),
-             "], got ", b->sizes());
-  RMOE_CHECK(targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong,
-             "linear_cross_entropy: targets must be int64 [", x.size(0), "], got ", targets.scalar_type(), " ",
-             targets.sizes());
-  if (targets.is_meta()) return;
-  const Tensor outside = targets.lt(0).logical_or_(targets.ge(w.size(0))).logical_and_(targets.ne(ignore_index));
-  RMOE_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: target ",
-             targets.masked_select(outside)[0].item<int64_t>(), " is outside [0, ", w.size(0), ") and is not ",
-             ignore_index, ", which marks ignored tokens");
-}
 
 Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
   Tensor t = std::move(ctx->saved_data.at(name)).toTensor();
@@ -56,13 +44,24 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     RMOE_CHECK(ctx->saved_data.count("dx") > 0,
-               "linear_cross_entropy: a second backward; the gradients made in the forward pass are handed out once");
-    torch::autograd::variable_list result = {take(ctx, "dx"), take(ctx, "dw"), Tensor(), Tensor(),
-                                             Tensor(),        Tensor(),        Tensor()};
-    if (ctx->saved_data.count("db") > 0) result[2] = take(ctx, "db");
-    const auto factor = grads[0].item<double>();
-    for (Tensor& t : result) {
-      if (t.defined() && factor != 1) t.mul_(factor);
+               "linear_cross_entropy: a second backward; the gradients made in the forward pass are handed out once, "
+               "unless the first backward retains the graph");
+    const Tensor& grad = grads[0];
+    torch::autograd::variable_list result(7);
+    const std::array names = {"dx", "dw", "db"};
+    // Where the value cannot be read without waiting for a device, or there is none yet, it is multiplied all the same.
+    const bool known = grad.is_cpu() && !check::valueless(grad);
+    const double factor = known ? grad.item<double>() : 0;
+    for (size_t i = 0; i < names.size(); ++i) {
+      if (ctx->saved_data.count(names[i]) == 0) continue;
+      if (torch::autograd::get_current_graph_task_keep_graph()) {
+        const Tensor kept = ctx->saved_data.at(names[i]).toTensor();
+        result[i] = kept * grad.to(kept.scalar_type());
+        continue;
+      }
+      Tensor t = take(ctx, names[i]);
+      if (known && factor != 1) t.mul_(factor);
+      result[i] = known ? t : t * grad.to(t.scalar_type());
     }
     return result;
   }
@@ -71,7 +70,7 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
 std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const Tensor& w,
                                                          const std::optional<Tensor>& b, const Tensor& targets,
                                                          int64_t ignore_index, double z_loss, double scale) {
-  check(x, w, b, targets, ignore_index);
+  check::linear_cross_entropy(x, w, b, targets);
   const bool differentiable = x.requires_grad() || w.requires_grad() || (b && b->requires_grad());
   if (at::GradMode::is_enabled() && differentiable) {
     const auto out = LinearCrossEntropyFunction::apply(x, w, b, targets, ignore_index, z_loss, scale);
@@ -84,6 +83,20 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const 
 }
 
 }  // namespace
+
+void check::linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const Tensor& targets) {
+  if (any_symbolic(x, w, b, targets)) return;
+  floating("linear_cross_entropy", "x", x);
+  floating("linear_cross_entropy", "w", w);
+  RMOE_CHECK(x.dim() == 2, "linear_cross_entropy: x must be [T, D], got ", x.sizes());
+  RMOE_CHECK(w.dim() == 2 && w.size(1) == x.size(1) && w.numel() > 0, "linear_cross_entropy: w must be [V, ", x.size(1),
+             "] and not empty, got ", w.sizes());
+  RMOE_CHECK(!b || (b->dim() == 1 && b->size(0) == w.size(0)), "linear_cross_entropy: b must be [", w.size(0),
+             "], got ", b->sizes());
+  RMOE_CHECK(targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong,
+             "linear_cross_entropy: targets must be int64 [", x.size(0), "], got ", targets.scalar_type(), " ",
+             targets.sizes());
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

@@ -1,6 +1,7 @@
 #include "rmoe/ops/norm.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/norm.h"
 
 namespace rmoe {
@@ -15,20 +16,6 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const
 auto forward_op() {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::norm", "").typed<Forward>();
   return op;
-}
-
-void check(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,
-           const std::optional<Tensor>& bias, double p) {
-  const char* name = bias ? "layer_norm" : "rms_norm";
-  RMOE_CHECK(x.dim() >= 1 && x.size(-1) > 0, name, ": x must be [..., D] with D > 0, got ", x.sizes());
-  RMOE_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), name, ": weight must be [", x.size(-1), "], got ",
-             weight.sizes());
-  RMOE_CHECK(!bias || bias->sizes() == weight.sizes(), name, ": bias must be ", weight.sizes(), ", got ",
-             bias->sizes());
-  RMOE_CHECK(!branch || (branch->sizes() == x.sizes() && branch->scalar_type() == x.scalar_type()), name,
-             ": what is added must be ", x.scalar_type(), " ", x.sizes(), ", got ", branch->scalar_type(), " ",
-             branch->sizes());
-  RMOE_CHECK(p >= 0 && p < 1, name, ": dropout must be in [0, 1), got ", p);
 }
 
 class Norm : public torch::autograd::Function<Norm> {
@@ -66,7 +53,7 @@ class Norm : public torch::autograd::Function<Norm> {
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const std::optional<Tensor>& branch,
                                                          const Tensor& weight, const std::optional<Tensor>& bias,
                                                          double eps, double p, int64_t key) {
-  check(x, branch, weight, bias, p);
+  check::norm(x, branch, weight, bias, p);
   const auto wants = [](const std::optional<Tensor>& t) { return t && t->requires_grad(); };
   if (!at::GradMode::is_enabled() || !(wants(x) || wants(branch) || wants(weight) || wants(bias))) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -74,7 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const 
   }
   const auto out = Norm::apply(x, branch, weight, bias, eps, p, key);
   // Mean and deviation stay between forward and backward.
-  return {branch ? out[1] : Tensor(), out[0], Tensor(), Tensor()};
+  const Tensor none = at::empty({0}, x.options());
+  return {branch ? out[1] : none, out[0], none, none};
 }
 
 SumAndNorm norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,
@@ -100,6 +88,22 @@ std::tuple<Tensor, Tensor> add_layer_norm_op(const Tensor& x, const Tensor& bran
 }
 
 }  // namespace
+
+void check::norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,
+           const std::optional<Tensor>& bias, double p) {
+  if (any_symbolic(x, branch, weight, bias)) return;
+  floating("norm", "x", x);
+  const char* name = bias ? "layer_norm" : "rms_norm";
+  RMOE_CHECK(x.dim() >= 1 && x.size(-1) > 0, name, ": x must be [..., D] with D > 0, got ", x.sizes());
+  RMOE_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), name, ": weight must be [", x.size(-1), "], got ",
+             weight.sizes());
+  RMOE_CHECK(!bias || bias->sizes() == weight.sizes(), name, ": bias must be ", weight.sizes(), ", got ",
+             bias->sizes());
+  RMOE_CHECK(!branch || (branch->sizes() == x.sizes() && branch->scalar_type() == x.scalar_type()), name,
+             ": what is added must be ", x.scalar_type(), " ", x.sizes(), ", got ", branch->scalar_type(), " ",
+             branch->sizes());
+  RMOE_CHECK(p >= 0 && p < 1, name, ": dropout must be in [0, 1), got ", p);
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

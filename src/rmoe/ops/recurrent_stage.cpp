@@ -1,6 +1,7 @@
 #include "rmoe/ops/recurrent_stage.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/recurrent_stage.h"
 
 namespace rmoe {
@@ -15,27 +16,6 @@ int64_t gates_of(std::string_view cell) {
   if (cell == "gru") return 3;
   RMOE_CHECK(cell == "lstm", "recurrent_stage: unknown cell '", cell, "', expected rnn, gru or lstm");
   return 4;
-}
-
-void check(std::string_view cell, const Tensor& x, const OptionalTensor& h, const OptionalTensor& c,
-           const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
-           const Tensor& b_hh) {
-  const int64_t G = gates_of(cell);
-  RMOE_CHECK(x.dim() == 2, "recurrent_stage: x must be [T, D], got ", x.sizes());
-  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == G * w_hh.size(1), "recurrent_stage: w_hh must be [", G,
-             "P, P], got ", w_hh.sizes());
-  const int64_t T = x.size(0), D = x.size(1), P = w_hh.size(1), I = projection ? P : D;
-  const auto expect = [](const char* name, const Tensor& t, std::vector<int64_t> sizes) {
-    RMOE_CHECK(t.sizes() == sizes, "recurrent_stage: ", name, " must be ", at::IntArrayRef(sizes), ", got ",
-               t.sizes());
-  };
-  expect("w_ih", w_ih, {G * P, I});
-  expect("b_ih", b_ih, {G * P});
-  expect("b_hh", b_hh, {G * P});
-  if (projection) expect("projection", *projection, {P, D});
-  if (h) expect("state", *h, {T, P});
-  if (c) expect("cell_state", *c, {T, P});
-  RMOE_CHECK(!c || cell == "lstm", "recurrent_stage: cell '", cell, "' has no cell_state");
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
@@ -76,12 +56,35 @@ std::tuple<Tensor, Tensor> recurrent_stage_autograd(std::string_view cell, const
                                                     const OptionalTensor& c, const OptionalTensor& projection,
                                                     const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                                                     const Tensor& b_hh) {
-  check(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
+  check::recurrent_stage(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   const auto out = RecurrentStage::apply(std::string(cell), x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   return {out[0], out[1]};
 }
 
 }  // namespace
+
+void check::recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h, const OptionalTensor& c,
+           const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+           const Tensor& b_hh) {
+  if (any_symbolic(x, h, c, projection, w_ih, w_hh, b_ih, b_hh)) return;
+  floating("recurrent_stage", "x", x);
+  const int64_t G = gates_of(cell);
+  RMOE_CHECK(x.dim() == 2, "recurrent_stage: x must be [T, D], got ", x.sizes());
+  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == G * w_hh.size(1), "recurrent_stage: w_hh must be [", G,
+             "P, P], got ", w_hh.sizes());
+  const int64_t T = x.size(0), D = x.size(1), P = w_hh.size(1), I = projection ? P : D;
+  const auto expect = [](const char* name, const Tensor& t, std::vector<int64_t> sizes) {
+    RMOE_CHECK(t.sizes() == sizes, "recurrent_stage: ", name, " must be ", at::IntArrayRef(sizes), ", got ",
+               t.sizes());
+  };
+  expect("w_ih", w_ih, {G * P, I});
+  expect("b_ih", b_ih, {G * P});
+  expect("b_hh", b_hh, {G * P});
+  if (projection) expect("projection", *projection, {P, D});
+  if (h) expect("state", *h, {T, P});
+  if (c) expect("cell_state", *c, {T, P});
+  RMOE_CHECK(!c || cell == "lstm", "recurrent_stage: cell '", cell, "' has no cell_state");
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

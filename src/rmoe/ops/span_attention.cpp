@@ -1,6 +1,7 @@
 #include "rmoe/ops/span_attention.h"
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/span_attention.h"
 
 namespace rmoe {
@@ -10,16 +11,6 @@ using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const T
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                             const Tensor&, const Tensor&, const Tensor&, double,
                                                             int64_t);
-
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe, double p) {
-  RMOE_CHECK(q.dim() == 4, "span_attention: q must be [B, H, M, C], got ", q.sizes());
-  RMOE_CHECK(key_pe.dim() == 2 && key_pe.size(0) == q.size(3), "span_attention: key_pe must be [", q.size(3),
-             ", S], got ", key_pe.sizes());
-  const std::vector<int64_t> expected = {q.size(0), q.size(1), key_pe.size(1) + q.size(2), q.size(3)};
-  RMOE_CHECK(k.sizes() == expected, "span_attention: k must be ", at::IntArrayRef(expected), ", got ", k.sizes());
-  RMOE_CHECK(v.sizes() == expected, "span_attention: v must be ", at::IntArrayRef(expected), ", got ", v.sizes());
-  RMOE_CHECK(p >= 0 && p < 1, "span_attention: dropout must be in [0, 1), got ", p);
-}
 
 class SpanAttention : public torch::autograd::Function<SpanAttention> {
  public:
@@ -48,12 +39,24 @@ class SpanAttention : public torch::autograd::Function<SpanAttention> {
 
 std::tuple<Tensor, Tensor> span_attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
                                                    const Tensor& key_pe, double p, int64_t key) {
-  check(q, k, v, key_pe, p);
+  check::span_attention(q, k, v, key_pe, p);
   const auto out = SpanAttention::apply(q, k, v, key_pe, p, key);
   return {out[0], out[1]};
 }
 
 }  // namespace
+
+void check::span_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe, double p) {
+  if (any_symbolic(q, k, v, key_pe)) return;
+  floating("span_attention", "q", q);
+  RMOE_CHECK(q.dim() == 4, "span_attention: q must be [B, H, M, C], got ", q.sizes());
+  RMOE_CHECK(key_pe.dim() == 2 && key_pe.size(0) == q.size(3), "span_attention: key_pe must be [", q.size(3),
+             ", S], got ", key_pe.sizes());
+  const std::vector<int64_t> expected = {q.size(0), q.size(1), key_pe.size(1) + q.size(2), q.size(3)};
+  RMOE_CHECK(k.sizes() == expected, "span_attention: k must be ", at::IntArrayRef(expected), ", got ", k.sizes());
+  RMOE_CHECK(v.sizes() == expected, "span_attention: v must be ", at::IntArrayRef(expected), ", got ", v.sizes());
+  RMOE_CHECK(p >= 0 && p < 1, "span_attention: dropout must be in [0, 1), got ", p);
+}
 
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(

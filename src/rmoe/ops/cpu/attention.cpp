@@ -1,6 +1,7 @@
 // span_attention, causal_attention and rotate by the kernels of this CPU, where there are some for the dtype.
 #include "rmoe/kernels/cpu/attention.h"
 
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
 #include "rmoe/ops/reference/causal_attention.h"
 #include "rmoe/ops/reference/span_attention.h"
@@ -71,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const kernels::SpanAttention
 
 std::tuple<Tensor, Tensor> span_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe,
                                           double p, int64_t key) {
+  check::span_attention(q, k, v, key_pe, p);
   if (const auto* kernel = span_kernels<float>(q, k, v, key_pe)) {
     return forward(*kernel, SpanInputs<float>(q, k, v, key_pe, p, key));
   }
@@ -84,6 +86,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
                                                                    const Tensor& v, const Tensor& key_pe,
                                                                    const Tensor& out, const Tensor& lse, double p,
                                                                    int64_t key) {
+  check::span_attention(q, k, v, key_pe, p);
+  check::shape("span_attention_backward", "grad", grad, q.sizes());
+  check::shape("span_attention_backward", "out", out, q.sizes());
+  check::shape("span_attention_backward", "lse", lse, q.sizes().slice(0, 3));
   if (const auto* kernel = span_kernels<float>(q, k, v, key_pe)) {
     return backward(*kernel, SpanInputs<float>(q, k, v, key_pe, p, key), grad, out, lse);
   }
@@ -138,6 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const kernels::CausalAttentionKernel
 
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                             const OptionalTensor& cos, const OptionalTensor& sin) {
+  check::causal_attention(q, k, v, cos, sin);
   if (const auto* kernel = causal_kernels<float>(q, k, v, cos)) {
     return forward(*kernel, CausalInputs<float>(q, k, v, cos, sin));
   }
@@ -151,6 +158,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(const Tensor& grad,
                                                              const Tensor& v, const OptionalTensor& cos,
                                                              const OptionalTensor& sin, const Tensor& out,
                                                              const Tensor& lse) {
+  check::causal_attention(q, k, v, cos, sin);
+  check::shape("causal_attention_backward", "grad", grad, q.sizes());
+  check::shape("causal_attention_backward", "out", out, q.sizes());
+  check::shape("causal_attention_backward", "lse", lse, {q.size(0), q.size(2), q.size(1)});
   if (const auto* kernel = causal_kernels<float>(q, k, v, cos)) {
     return backward(*kernel, CausalInputs<float>(q, k, v, cos, sin), grad, out, lse);
   }
@@ -172,6 +183,7 @@ bool rotated(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwar
 }
 
 Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwards) {
+  check::rotate(x, cos, sin);
   Tensor out;
   if (rotated<float>(x, cos, sin, backwards, &out) || rotated<kernels::Bf16>(x, cos, sin, backwards, &out)) return out;
   return reference::rotate(x, cos, sin, backwards);

@@ -1,6 +1,7 @@
 // experts on the CPU: sorts the slots and shares the rows out; the formula where no kernel fits.
 #include "rmoe/kernels/cpu/experts.h"
 
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
 #include "rmoe/ops/reference/experts.h"
 
@@ -145,6 +146,7 @@ Gradients backward(const kernels::ExpertsKernels<T>& kernel, const Tensor& grad_
 std::tuple<Tensor, Tensor> experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
                                    const Optional& b1, const Tensor& w2, const Optional& b2, const Optional& w3,
                                    double dropout_p, int64_t dropout_key, bool keep) {
+  check::experts(x, ids, weights, w1, b1, w2, b2, w3, dropout_p);
   if (const auto* kernel = kernels_for<float>(x, w1, w2, w3)) {
     return forward(*kernel, x, ids, weights, readable_parameters(w1, b1, w2, b2, w3), dropout_p, dropout_key, keep);
   }
@@ -164,6 +166,9 @@ Gradients experts_backward(const Tensor& grad, const Tensor& before, const Tenso
                            const Tensor& weights, const Tensor& w1, const Optional& b1, const Tensor& w2,
                            const Optional& b2, const Optional& w3, double dropout_p, int64_t dropout_key,
                            std::array<bool, 3> needed) {
+  check::experts(x, ids, weights, w1, b1, w2, b2, w3, dropout_p);
+  check::shape("experts_backward", "grad", grad, x.sizes());
+  check::shape("experts_backward", "before", before, {ids.numel(), (w3 ? 2 : 1) * w1.size(1)});
   if (masters(w1, b1, b2)) {
     const Parameters parameters = readable_parameters(w1, b1, w2, b2, w3);
     if (const auto* kernel = kernels_for<float>(x, w1, w2, w3)) {

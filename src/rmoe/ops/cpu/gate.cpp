@@ -1,6 +1,8 @@
 // gate by the CPU kernels; where there are none, by the reference.
 #include "rmoe/kernels/cpu/gate.h"
 
+#include "rmoe/base/error.h"
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/fp32.h"
 #include "rmoe/ops/reference/gate.h"
 
@@ -27,6 +29,7 @@ kernels::Gate arguments(const Tensor& feature, const Tensor& weight, int64_t top
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate(const Tensor& feature, const Tensor& weight,
                                                         const std::optional<Tensor>& bias, int64_t top_k,
                                                         bool renormalize) {
+  check::gate(feature, weight, bias, top_k);
   Tensor ids, weights, probs, logits, counts;
   const bool done = with_gate_kernels(feature, [&](const auto& table) {
     const Tensor rows = feature.contiguous();
@@ -55,6 +58,16 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const std::optional<Tensor>& gr
                                                  const Tensor& weight, const std::optional<Tensor>& bias,
                                                  const Tensor& ids, const Tensor& weights, const Tensor& probs,
                                                  bool renormalize) {
+  const char* const name = "gate_backward";
+  RMOE_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong, name, ": ids must be int64 [T, K], got ", ids.sizes());
+  check::gate(feature, weight, bias, ids.size(1));
+  const std::vector<int64_t> by_expert = {feature.size(0), weight.size(0)}, by_slot = {feature.size(0), ids.size(1)};
+  check::shape(name, "ids", ids, by_slot);
+  check::shape(name, "weights", weights, by_slot);
+  check::shape(name, "probs", probs, by_expert);
+  if (grad_weights) check::shape(name, "grad_weights", *grad_weights, by_slot);
+  if (grad_probs) check::shape(name, "grad_probs", *grad_probs, by_expert);
+  if (grad_logits) check::shape(name, "grad_logits", *grad_logits, by_expert);
   Tensor d_feature, d_weight, d_bias;
   const bool done = with_gate_kernels(feature, [&](const auto& table) {
     const Tensor rows = feature.contiguous(), chosen = ids.contiguous();

@@ -1,4 +1,5 @@
 // linear on the CPU: our kernels where they are the fastest, otherwise the formula in ATen.
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
 #include "rmoe/ops/reference/linear.h"
 
@@ -31,7 +32,7 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward(const kernels::LinearKernels<T>& kernel, const Tensor& grad,
                                             const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                                             std::array<bool, 3> needed) {
-  const Tensor dy = grad.contiguous();
+  const Tensor dy = grad.to(x.scalar_type()).contiguous();
   const int64_t O = w.size(0), I = w.size(1), M = x.numel() / I;
   Tensor dx, dw, db;
   if (needed[0]) {
@@ -50,6 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const kernels::LinearKernels<T>& ker
 }
 
 Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
+  check::linear(x, w, b);
   if (w.size(1) > 0) {
     if (const auto* kernel = kernels_for<float>(x, w)) return forward(*kernel, x, w, b);
     if (const auto* kernel = kernels_for<kernels::Bf16>(x, w)) return forward(*kernel, x, w, b);
@@ -59,6 +61,10 @@ Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) 
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                                                    const std::optional<Tensor>& b, std::array<bool, 3> needed) {
+  check::linear(x, w, b);
+  auto shape = x.sizes().vec();
+  shape.back() = w.size(0);
+  check::shape("linear_backward", "grad", grad, shape);
   if (w.size(1) > 0) {
     if (const auto* kernel = kernels_for<float>(x, w)) return backward(*kernel, grad, x, w, b, needed);
     if (const auto* kernel = kernels_for<kernels::Bf16>(x, w)) return backward(*kernel, grad, x, w, b, needed);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
 #include "rmoe/ops/reference/linear_cross_entropy.h"
 
@@ -65,6 +66,8 @@ Results loss_and_gradients(const kernels::LinearCrossEntropyKernels<T>& kernel, 
 std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                                                 const Tensor& targets, int64_t ignore_index, double z_loss,
                                                 double scale) {
+  check::linear_cross_entropy(x, w, b, targets);
+  check::targets(targets, w.size(0), ignore_index);
   const auto run = [&](const auto& kernel) -> std::tuple<Tensor, Tensor> {
     auto results = loss_and_gradients(kernel, x, w, b, targets, ignore_index, z_loss, scale, /*wanted=*/false);
     return {std::get<0>(results), std::get<1>(results)};
@@ -76,6 +79,8 @@ std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& w
 
 Results linear_cross_entropy_gradients(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                                        const Tensor& targets, int64_t ignore_index, double z_loss, double scale) {
+  check::linear_cross_entropy(x, w, b, targets);
+  check::targets(targets, w.size(0), ignore_index);
   const auto run = [&](const auto& kernel) {
     return loss_and_gradients(kernel, x, w, b, targets, ignore_index, z_loss, scale, /*wanted=*/true);
   };

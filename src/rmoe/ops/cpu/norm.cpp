@@ -1,6 +1,7 @@
 // The kernels of kernels/cpu/norm.h on tensors; other dtypes and machines take the reference.
 #include "rmoe/kernels/cpu/norm.h"
 
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
 #include "rmoe/ops/reference/norm.h"
 
@@ -72,6 +73,7 @@ const kernels::NormKernels<T>* norm_kernels_for(const Tensor& x) {
 
 Four norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight, const std::optional<Tensor>& bias,
           double eps, double p, int64_t key) {
+  check::norm(x, branch, weight, bias, p);
   if (const auto* k = norm_kernels_for<float>(x)) return norm_forward(*k, x, branch, weight, bias, eps, p, key);
   if (const auto* k = norm_kernels_for<kernels::Bf16>(x)) return norm_forward(*k, x, branch, weight, bias, eps, p, key);
   return reference::norm(x, branch, weight, bias, eps, p, key);
@@ -79,6 +81,10 @@ Four norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& we
 
 Four norm_backward(const Tensor& grad, const std::optional<Tensor>& grad_sum, const Tensor& sum, const Tensor& weight,
                    const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& rstd, double p, int64_t key) {
+  check::norm(sum, grad_sum, weight, bias, p);
+  check::shape("norm_backward", "grad", grad, sum.sizes());
+  check::shape("norm_backward", "rstd", rstd, sum.sizes().slice(0, sum.dim() - 1));
+  if (bias) check::shape("norm_backward", "mean", mean, rstd.sizes());
   const auto run = [&](const auto& kernel) {
     return norm_gradients(kernel, grad, grad_sum, sum, weight, bias, mean, rstd, p, key);
   };

@@ -1,6 +1,7 @@
 // recurrent_stage by the CPU kernels; where there are none, by the reference.
 #include "rmoe/kernels/cpu/recurrent_stage.h"
 
+#include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/fp32.h"
 #include "rmoe/ops/reference/recurrent_stage.h"
 
@@ -42,6 +43,7 @@ std::tuple<Tensor, Tensor> recurrent_stage(std::string_view cell, const Tensor& 
                                            const OptionalTensor& c, const OptionalTensor& projection,
                                            const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                                            const Tensor& b_hh) {
+  check::recurrent_stage(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   Tensor h_after, c_after;
   const bool done = with_stage_kernels(x, [&](const auto& table) {
     const Arguments a(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
@@ -59,6 +61,10 @@ reference::RecurrentGradients recurrent_stage_backward(const OptionalTensor& gra
                                                        const OptionalTensor& c, const OptionalTensor& projection,
                                                        const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                                                        const Tensor& b_hh) {
+  check::recurrent_stage(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
+  for (const OptionalTensor* grad : {&grad_h, &grad_c}) {
+    if (*grad) check::shape("recurrent_stage_backward", "grad", **grad, {x.size(0), w_hh.size(1)});
+  }
   reference::RecurrentGradients result;
   const bool done = with_stage_kernels(x, [&](const auto& table) {
     const Arguments a(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);

@@ -47,7 +47,7 @@ class CausalHeads {
 Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwards) {
   const auto half = x.to(cos.scalar_type()).chunk(2, -1);
   const Tensor c = cos.unsqueeze(1), s = backwards ? -sin.unsqueeze(1) : sin.unsqueeze(1);
-  return at::cat({half[0] * c - half[1] * s, half[1] * c + half[0] * s}, -1).to(x.scalar_type());
+  return at::cat({half[0] * c - half[1] * s, half[1] * c + half[0] * s}, -1).to(x.scalar_type()).contiguous();
 }
 
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -66,7 +66,7 @@ Tensor grouped_product(const Rows& rows, const Tensor& x_MO, const Tensor& w_NOI
 
 // Sums of the outer products of the rows of each expert, [N, O, I], and of the rows of the left factor, [N, O].
 Tensor grouped_outer(const Rows& rows, const Tensor& left_MO, const Tensor& right_MI, const Tensor& like_NOI) {
-  Tensor out = at::zeros_like(like_NOI);
+  Tensor out = at::zeros(like_NOI.sizes(), like_NOI.options());
   rows.for_each_expert([&](int64_t e, int64_t begin, int64_t count) {
     out[e].copy_(at::mm(left_MO.narrow(0, begin, count).t(), right_MI.narrow(0, begin, count)));
   });
@@ -74,7 +74,7 @@ Tensor grouped_outer(const Rows& rows, const Tensor& left_MO, const Tensor& righ
 }
 Tensor grouped_sum(const Rows& rows, const Tensor& left_MO, const std::optional<Tensor>& like_NO) {
   if (!like_NO) return {};
-  Tensor out = at::zeros_like(*like_NO);
+  Tensor out = at::zeros(like_NO->sizes(), like_NO->options());
   rows.for_each_expert(
       [&](int64_t e, int64_t begin, int64_t count) { out[e].copy_(left_MO.narrow(0, begin, count).sum(0)); });
   return out;

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(con
   const Tensor d_hidden = at::cat({d_r, d_z, d_n * g.r}, 1);
 
   const Tensor d_state = at::addmm(grad_TP * g.z, d_hidden, w_hh);
-  const Tensor d_w_hh = state_TP ? d_hidden.t().mm(*state_TP) : at::zeros_like(w_hh);
+  const Tensor d_w_hh = state_TP ? d_hidden.t().mm(*state_TP) : at::zeros(w_hh.sizes(), w_hh.options());
   return {d_in.mm(w_ih), d_state, d_in.t().mm(x_TP), d_w_hh, d_in.sum(0), d_hidden.sum(0)};
 }
 

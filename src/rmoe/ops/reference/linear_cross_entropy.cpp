@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/checks.h"
 
 namespace rmoe::reference {
 namespace {
@@ -16,6 +17,8 @@ struct Gradients {
 std::tuple<Tensor, Tensor> compute(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                                    const Tensor& targets, int64_t ignore_index, double z_loss, double scale,
                                    Gradients* gradients) {
+  // On a device that would have to be waited for, gather() itself refuses.
+  if (targets.is_cpu()) check::targets(targets, w.size(0), ignore_index);
   const int64_t tokens = x.size(0), V = w.size(0), step = std::max<int64_t>(kLogits / V, 1);
   const auto dtype = x.scalar_type(), precise = at_least_fp32(dtype);
   const Tensor weight = w.to(dtype), counts = targets.ne(ignore_index);
@@ -57,7 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_gradient
                                                                                   const Tensor& targets,
                                                                                   int64_t ignore_index, double z_loss,
                                                                                   double scale) {
-  Gradients g{at::empty_like(x), at::zeros_like(w), b ? at::zeros_like(*b) : at::empty({0}, w.options())};
+  Gradients g{at::empty(x.sizes(), x.options()), at::zeros(w.sizes(), w.options()),
+              at::zeros({b ? w.size(0) : 0}, b ? b->options() : w.options())};
   auto [loss, losses] = compute(x, w, b, targets, ignore_index, z_loss, scale, &g);
   return {loss, losses, g.dx, g.dw, g.db};
 }

@@ -23,7 +23,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm(const Tensor& x, const std::opti
   const Tensor rstd = (wide.square().mean(-1) + eps).rsqrt();
   Tensor normed = wide * rstd.unsqueeze(-1) * weight.to(precise);
   if (bias) normed = normed + bias->to(precise);
-  return {branch ? sum : at::empty({0}, x.options()), normed.to(x.scalar_type()), mean, rstd};
+  return {branch ? sum.contiguous() : at::empty({0}, x.options()), normed.to(x.scalar_type()).contiguous(),
+          mean.contiguous(), rstd.contiguous()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const std::optional<Tensor>& grad_sum,
@@ -37,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, con
   if (bias) dx = dx - weighted.mean(-1, /*keepdim=*/true);
   dx = dx * scale;
   if (grad_sum) dx = dx + *grad_sum;
-  dx = dx.to(sum.scalar_type());
+  dx = dx.to(sum.scalar_type()).contiguous();
   Tensor dbranch = at::empty({0}, dx.options());
   if (dropout_p > 0) {
     dbranch = dx.clone(at::MemoryFormat::Contiguous);

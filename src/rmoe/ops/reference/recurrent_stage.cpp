@@ -83,7 +83,7 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
     d_input = d_gates.mm(p.w_ih);
     d_h = d_gates.mm(p.w_hh);
     d_w_ih = d_gates.t().mm(p.input);
-    d_w_hh = p.h ? d_gates.t().mm(*p.h) : at::zeros_like(p.w_hh);
+    d_w_hh = p.h ? d_gates.t().mm(*p.h) : at::zeros(p.w_hh.sizes(), p.w_hh.options());
     d_b_ih = d_gates.sum(0);
     d_b_hh = d_b_ih.clone();
   }

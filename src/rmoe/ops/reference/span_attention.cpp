@@ -42,6 +42,11 @@ struct Pieces {
   }
 };
 
+// [B, H, S, C] in the memory order [B, S, H, C], in which joining the heads is a view: that of the CPU's kernels.
+Tensor by_heads(const Tensor& flat, const Tensor& like) {
+  return flat.view(like.sizes()).transpose(1, 2).contiguous().transpose(1, 2);
+}
+
 Tensor flat(const Tensor& t) { return t.reshape({t.size(0) * t.size(1), t.size(2), t.size(3)}); }
 
 }  // namespace
@@ -65,7 +70,7 @@ std::tuple<Tensor, Tensor> span_attention(const Tensor& q, const Tensor& k, cons
     Tensor out_piece = out.narrow(0, begin, count);
     at::bmm_out(out_piece, full, vs.narrow(0, begin, count));
   });
-  return {out.view(q.sizes()), lse.view({q.size(0), q.size(1), p.M})};
+  return {by_heads(out, q), lse.view({q.size(0), q.size(1), p.M})};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -77,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
   const Tensor qs = flat(q), ks = flat(k), vs = flat(v), grads = flat(grad), outs = flat(out);
   const Tensor lses = lse.reshape({p.heads, p.M}), positions = key_pe.to(q.scalar_type());
   const auto precise = lse.scalar_type();
-  Tensor dq = at::empty_like(qs), dk = at::empty_like(ks), dv = at::empty_like(vs);
+  Tensor dq = at::empty(qs.sizes(), qs.options()), dk = at::empty(ks.sizes(), ks.options());
+  Tensor dv = at::empty(vs.sizes(), vs.options());
   Tensor dkey_pe = at::zeros(key_pe.sizes(), key_pe.options().dtype(precise));
   Tensor skewed = at::zeros({p.step, p.M, p.S + p.M}, q.options());
   p.for_each([&](int64_t begin, int64_t count) {
@@ -107,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
     at::bmm_out(dk_g, full.transpose(1, 2), q_g);
     dkey_pe += q_g.reshape({-1, p.C}).t().mm(d_scores.reshape({-1, p.S}));
   });
-  return {dq.view(q.sizes()), dk.view(k.sizes()), dv.view(v.sizes()), dkey_pe.to(key_pe.scalar_type())};
+  return {by_heads(dq, q), by_heads(dk, k), by_heads(dv, v), dkey_pe.to(key_pe.scalar_type())};
 }
 
 }  // namespace rmoe::reference

@@ -1,0 +1,46 @@
+"""A trained run, run by the C++ model."""
+import torch
+
+
+class Model:
+    """A run folder of `rmoe train` (or `rmoe import`) with its tokenizer, on the CPU.
+
+    path: the run folder; checkpoint: "newest", "best" or a step; dtype, of the hidden states: "fp32" or "bf16".
+    Errors are RuntimeErrors in one line that name the folder or file.
+    """
+
+    def __init__(self, path, checkpoint="newest", dtype="fp32"):
+        import rmoe
+        if not rmoe.ops_available:
+            raise RuntimeError("rmoe.Model: needs librmoe.so, which is not there; `pip install .` or `make build`")
+        self._model = torch.classes.rmoe.Model(str(path), str(checkpoint), dtype)
+        self.vocab_size = self._model.vocab_size()
+        #: Steps of training that the checkpoint has seen.
+        self.step = self._model.step()
+        #: Tokens of one text in training.
+        self.context = self._model.context()
+        separator = self._model.separator()
+        #: The id that ends a document; None where documents are not separated.
+        self.separator = None if separator < 0 else separator
+
+    def encode(self, text):
+        """Text to ids."""
+        return self._model.encode(text)
+
+    def decode(self, ids):
+        """Ids to text."""
+        return self._model.decode(ids)
+
+    def start_ids(self):
+        """The ids that a text with nothing before it starts from."""
+        return self._model.start_ids()
+
+    def logits(self, tokens, valid=None):
+        """tokens int64 [B, S], each row a text of its own; valid bool [B, S], False behind a row's end. Returns the
+        next token's logits at each position, fp32 [B, S, V], without gradients."""
+        return self._model.logits(tokens, valid)
+
+    def generate(self, prompt, max_new=200, temperature=1.0, top_k=0, top_p=1.0, seed=1, stops=()):
+        """The text that follows `prompt`: up to max_new tokens, until the separator or the first of `stops`, which is
+        left out. temperature 0 is greedy; keys and values are cached."""
+        return self._model.generate(prompt, max_new, float(temperature), top_k, float(top_p), seed, list(stops))
