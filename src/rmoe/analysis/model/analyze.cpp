@@ -105,6 +105,7 @@ class TraceChunk {
   std::vector<int64_t> positions_;
 };
 
+constexpr int64_t kGradientTokens = 1024;  // of a batch that gradients are measured on, unless its block is longer
 constexpr int64_t kPiece = 4096;  // records of a trace, tokens of a file at a time
 
 // What each id looks like after another token: pieces of words that open with a space show it there.
@@ -207,7 +208,8 @@ class Gradients {
     const TrainConfig& t = run.config.train;
     length_ = std::min(t.block, tokens.size() - 1);
     const int64_t blocks = (tokens.size() - 1) / length_;
-    rows_ = std::min(std::max<int64_t>(t.batch / t.accumulate, 1), blocks);
+    // Two passes' activations are in memory at once, whatever batches the run was trained with.
+    rows_ = std::min({std::max<int64_t>(t.batch / t.accumulate, 1), blocks, std::max<int64_t>(kGradientTokens / length_, 1)});
     batches_ = std::min(batches, blocks / rows_);
   }
 
