@@ -573,7 +573,7 @@ std::string heat_map(const HeatMap& map, Format format) {
     }
   }
   script.text(0, 12, map.y_label, kInk);
-  script.text(left + width / 2, kTop + high + 28, map.x_label, kInk, "center");
+  script.text(left + width / 2, kTop + high + 33, map.x_label, kInk, "center");
   const auto level_of = [&](double value) {
     const double share = std::clamp((value - map.least) / (map.largest - map.least), 0.0, 1.0);
     return static_cast<int>(std::lround(share * (kHeatLevels - 1)));
