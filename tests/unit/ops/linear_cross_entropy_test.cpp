@@ -172,6 +172,9 @@ TEST(LinearCrossEntropy, ScalesByTheGradientAndIsHandedOutOnce) {
   const Tensor loss = linear_cross_entropy(in.x, w, {}, in.targets).loss;
   (loss * 2).backward({}, /*retain_graph=*/true);
   const Tensor twice = w.grad().clone();
+  w.mutable_grad() = Tensor();
+  loss.backward();  // they are still there, since the first pass retained the graph
+  EXPECT_TRUE(at::allclose(w.grad() * 2, twice, 1e-6));
   EXPECT_THROW(loss.backward(), Error);
   w.mutable_grad() = Tensor();
   linear_cross_entropy(in.x, w, {}, in.targets, {.scale = 2}).loss.backward();
