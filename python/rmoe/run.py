@@ -2,6 +2,10 @@
 import torch
 
 
+def _text(utf8):
+    return bytes(utf8.tolist()).decode("utf-8", errors="replace")
+
+
 class Model:
     """A run folder of `rmoe train` (or `rmoe import`) with its tokenizer, on the CPU.
 
@@ -28,8 +32,8 @@ class Model:
         return self._model.encode(text)
 
     def decode(self, ids):
-        """Ids to text."""
-        return self._model.decode(ids)
+        """Ids to text; bytes that are no UTF-8 become U+FFFD."""
+        return _text(self._model.decode(ids))
 
     def start_ids(self):
         """The ids that a text with nothing before it starts from."""
@@ -43,4 +47,4 @@ class Model:
     def generate(self, prompt, max_new=200, temperature=1.0, top_k=0, top_p=1.0, seed=1, stops=()):
         """The text that follows `prompt`: up to max_new tokens, until the separator or the first of `stops`, which is
         left out. temperature 0 is greedy; keys and values are cached."""
-        return self._model.generate(prompt, max_new, float(temperature), top_k, float(top_p), seed, list(stops))
+        return _text(self._model.generate(prompt, max_new, float(temperature), top_k, float(top_p), seed, list(stops)))

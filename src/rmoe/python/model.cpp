@@ -29,9 +29,10 @@ class PythonModel : public torch::CustomClassHolder {
   // Where a text with nothing before it starts from.
   std::vector<int64_t> start_ids() const { return prompt_ids(*run_.tokenizer, ""); }
   std::vector<int64_t> encode(const std::string& text) const { return run_.tokenizer->encode(text); }
-  std::string decode(const std::vector<int64_t>& ids) const {
+  // Text goes to Python as its bytes, uint8 [n]: what a model writes need not be UTF-8.
+  Tensor decode(const std::vector<int64_t>& ids) const {
     check_ids(ids);
-    return run_.tokenizer->decode(ids);
+    return bytes_of(run_.tokenizer->decode(ids));
   }
 
   // tokens int64 [B, S], each row a text of its own; valid bool [B, S] or none, false behind a row's end. -> logits
@@ -56,20 +57,23 @@ class PythonModel : public torch::CustomClassHolder {
 
   // Continues a text by up to max_new tokens, with keys and values cached; ends before the first of `stops` and at the
   // separator. temperature 0: greedy. -> the new text.
-  std::string generate(const std::string& prompt, int64_t max_new, double temperature, int64_t top_k, double top_p,
-                       int64_t seed, const std::vector<std::string>& stops) const {
-    return generate_text(*run_.model, *run_.tokenizer, prompt,
-                         {.max_new = max_new,
-                          .temperature = temperature,
-                          .top_k = top_k,
-                          .top_p = top_p,
-                          .seed = static_cast<uint64_t>(seed),
-                          .dtype = dtype_,
-                          .stops = stops})
-        .text;
+  Tensor generate(const std::string& prompt, int64_t max_new, double temperature, int64_t top_k, double top_p,
+                  int64_t seed, const std::vector<std::string>& stops) const {
+    return bytes_of(generate_text(*run_.model, *run_.tokenizer, prompt,
+                                  {.max_new = max_new,
+                                   .temperature = temperature,
+                                   .top_k = top_k,
+                                   .top_p = top_p,
+                                   .seed = static_cast<uint64_t>(seed),
+                                   .dtype = dtype_,
+                                   .stops = stops})
+                        .text);
   }
 
  private:
+  static Tensor bytes_of(std::string text) {
+    return at::from_blob(text.data(), {static_cast<int64_t>(text.size())}, at::kByte).clone();
+  }
   void check_ids(const std::vector<int64_t>& ids) const {
     for (const int64_t id : ids) {
       RMOE_CHECK(id >= 0 && id < run_.tokenizer->vocab_size(), "Model.decode: the id ", id, ", expected 0 to ",
