@@ -19,7 +19,8 @@ LAYERS = [
     ["recurrence", "routers"],  # plug-ins behind the interfaces in routing
     ["nn"],
     ["models"],
-    ["eval", "compare", "hf", "analysis"],
+    ["eval", "compare", "analysis"],
+    ["hf"],  # reads runs with eval
     ["train"],  # evaluates with eval
     ["bench"],  # measures them all
     ["cli"],

@@ -10,6 +10,7 @@
 #include "rmoe/base/log.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/logits.h"
 #include "rmoe/eval/run.h"
 #include "rmoe/ops/runtime.h"
 
@@ -32,6 +33,7 @@ bool same_file(const fs::path& a, const fs::path& b) {
 SplitFile find_data(const LoadedRun& run, const EvalCommand& command) {
   const fs::path trained_on = run.config.data.path;
   if (command.data.empty()) {
+    RMOE_CHECK(!trained_on.empty(), command.run, ": was trained on nothing here; name the data with --data");
     if (!fs::is_directory(trained_on)) {
       throw Error(Exit::kIo, str(command.run, ": the data it was trained on is not there: ", trained_on.string()),
                   "run from the folder where it was trained, or name the data with --data");
@@ -110,6 +112,15 @@ EvalReport run_eval(const EvalCommand& command) {
   if (!fs::exists(data.path)) io_error(data.path.string(), ": no such token file");
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
+
+  if (!command.logits.empty()) {
+    check_writable(command.logits);
+    write_logits(*run.model, tokens,
+                 {.block = command.block > 0 ? command.block : run.config.train.block,
+                  .max_tokens = command.tokens,
+                  .dtype = dtype},
+                 command.logits);
+  }
 
   EvalReport report;
   report.causal = run.model->routing().causal();
