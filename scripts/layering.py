@@ -19,7 +19,8 @@ LAYERS = [
     ["recurrence", "routers"],  # plug-ins behind the interfaces in routing
     ["nn"],
     ["models"],
-    ["eval", "compare", "hf"],
+    ["eval", "compare"],
+    ["hf"],  # reads runs with eval
     # These run models with eval; reproduce compares with compare; what Python reaches besides the ops.
     ["train", "analysis", "reproduce", "python"],
     ["bench"],  # measures them all

@@ -10,6 +10,13 @@
 namespace rmoe {
 namespace {
 
+// Text of a file made fit for a one-line message: in single quotes, escaped, cut.
+std::string shown(const std::string& text) {
+  std::string escaped = json_text(text.size() > 100 ? text.substr(0, 97) + "..." : text);
+  escaped.front() = escaped.back() = '\'';
+  return escaped;
+}
+
 // Builds the value without recursion; the parser below it keeps its own stack too.
 class Builder : public nlohmann::json_sax<Json> {
  public:
@@ -27,7 +34,7 @@ class Builder : public nlohmann::json_sax<Json> {
   bool binary(binary_t&) override { return false; }
 
   bool key(string_t& name) override {
-    if (!open_.back().keys.insert(name).second) input_error(what_, ": duplicate key '", name, "'");
+    if (!open_.back().keys.insert(name).second) input_error(what_, ": duplicate key ", shown(name));
     key_ = std::move(name);
     return true;
   }
@@ -41,6 +48,8 @@ class Builder : public nlohmann::json_sax<Json> {
     std::string reason = error.what();
     if (size_t at = reason.find("syntax error"); at != std::string::npos) reason.erase(0, at);
     if (size_t at = reason.find("] "); at != std::string::npos && reason.front() == '[') reason.erase(0, at + 2);
+    constexpr size_t kLongest = 200;  // it quotes what was read last, which may be long
+    if (reason.size() > kLongest) reason = reason.substr(0, kLongest - 3) + "...";
     const std::string_view before = text_.substr(0, position > 0 ? position - 1 : 0);
     int64_t line = 1;
     for (char c : before) line += c == '\n';

@@ -51,6 +51,9 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--block", command->block, "tokens per block or window (default: the run's)")->check(positive);
   app.add_option("--batch", command->batch, "blocks or windows at a time (default: chosen for speed)")->check(positive);
   app.add_option("--tokens", command->tokens, "only this many tokens of the split's start")->check(positive);
+  app.add_option("--logits", command->logits,
+                 "write the logits of the tokens, what the routers did and the balance loss to this safetensors file; "
+                 "with --tokens, for comparing implementations");
   app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
   add_trace_options(app, command->trace, /*steps=*/false);
   app.callback([command, dtype, &globals] {

@@ -14,6 +14,20 @@ struct EnumNames<Family> {
   static constexpr std::array names{std::pair{Family::kSpan, "span"}, std::pair{Family::kLlama, "llama"}};
 };
 
+enum class QkNorm { kNone, kHead, kWhole };
+template <>
+struct EnumNames<QkNorm> {
+  static constexpr std::array names{std::pair{QkNorm::kNone, "none"}, std::pair{QkNorm::kHead, "head"},
+                                    std::pair{QkNorm::kWhole, "whole"}};
+};
+
+enum class RopeScaling { kNone, kLinear, kLlama3 };
+template <>
+struct EnumNames<RopeScaling> {
+  static constexpr std::array names{std::pair{RopeScaling::kNone, "none"}, std::pair{RopeScaling::kLinear, "linear"},
+                                    std::pair{RopeScaling::kLlama3, "llama3"}};
+};
+
 // Sizes beyond these are mistakes; below them no count of parameters leaves 64 bits.
 inline constexpr double kWidest = 1e6, kMostExperts = 1e5;
 
@@ -46,6 +60,7 @@ struct MoeConfig {
   int64_t shared_width = 0;
   double moe_weight = 0.5;
   double shared_weight = 0.5;
+  bool bias = false;
   Choice<routing::StageRegistry> stage{"none"};
   Choice<routing::RouterRegistry> router{"linear"};
   int64_t router_group = 1;
@@ -82,6 +97,7 @@ struct MoeConfig {
               {.min = 0, .max = kWidest}},
         Field{"moe_weight", &C::moe_weight, "weight of the routed experts beside a shared expert"},
         Field{"shared_weight", &C::shared_weight, "weight of the shared expert"},
+        Field{"bias", &C::bias, "a learned vector added to the sum of the routed experts (llama)"},
         Field{"stage", &C::stage, "what travels from layer to layer; `rmoe list stages` shows all"},
         Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
         Field{
@@ -109,10 +125,41 @@ struct SpanConfig {
   }
 };
 
+// Rotary positions beyond those of the pre-training. With `none` nothing else in here counts.
+struct RopeScalingConfig {
+  RopeScaling kind = RopeScaling::kNone;
+  double factor = 1;
+  double low_freq_factor = 1;
+  double high_freq_factor = 4;
+  int64_t original_positions = 8192;
+
+  static constexpr auto fields() {
+    using C = RopeScalingConfig;
+    return std::tuple{
+        Field{"kind", &C::kind,
+              "linear: all frequencies divided by factor; llama3: the low ones, with a ramp between low and high"},
+        Field{"factor", &C::factor, "what frequencies are divided by", {.min = 1}},
+        Field{"low_freq_factor",
+              &C::low_freq_factor,
+              "llama3: below this many turns within original_positions, divided in full",
+              {.above = 0}},
+        Field{"high_freq_factor",
+              &C::high_freq_factor,
+              "llama3: above this many turns, not divided; more than low_freq_factor",
+              {.above = 0}},
+        Field{"original_positions", &C::original_positions, "llama3: length of the pre-training's texts", {.min = 1}}};
+  }
+  void validate() const;
+};
+
 // What only the llama family has.
 struct LlamaConfig {
   int64_t kv_heads = 0;
+  int64_t head_width = 0;
+  QkNorm qk_norm = QkNorm::kNone;
+  bool attention_bias = false;
   double rope_theta = 10000;
+  RopeScalingConfig rope_scaling;
   double norm_eps = 1e-5;
   bool tie_embeddings = false;
 
@@ -122,7 +169,16 @@ struct LlamaConfig {
                             &C::kv_heads,
                             "heads of keys and values (grouped-query attention); 0: as many as heads",
                             {.min = 0}},
+                      Field{"head_width",
+                            &C::head_width,
+                            "channels of a head (C); 0: width / heads",
+                            {.min = 0, .max = kWidest}},
+                      Field{"qk_norm", &C::qk_norm,
+                            "RMSNorm of queries and keys, before they are turned: head: each head by itself (Qwen3); "
+                            "whole: all heads together (OLMoE)"},
+                      Field{"attention_bias", &C::attention_bias, "biases in the four projections of the attention"},
                       Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
+                      Field{"rope_scaling", &C::rope_scaling, "longer texts than those of the pre-training"},
                       Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
                       Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
   }
@@ -135,6 +191,7 @@ struct ModelConfig {
   int64_t width = 352;
   int64_t heads = 8;
   int64_t dense_layers = 0;
+  std::vector<int64_t> dense_at;
   int64_t dense_width = 0;
   double dropout = 0;
   double init_std = 0;
@@ -152,6 +209,7 @@ struct ModelConfig {
         Field{"width", &C::width, "model width (D)", {.min = 1, .max = kWidest}},
         Field{"heads", &C::heads, "attention heads (H)", {.min = 1}},
         Field{"dense_layers", &C::dense_layers, "leading layers with a dense feed-forward block", {.min = 0}},
+        Field{"dense_at", &C::dense_at, "further layers, from 0, that are dense and not MoE", {.min = 0}},
         Field{"dense_width",
               &C::dense_width,
               "inner width of dense blocks; 0: top_k * expert_width",
@@ -171,10 +229,10 @@ struct ModelConfig {
   // Relations between fields (widths and heads, N and K, what a family has). Allocates nothing.
   void validate() const;
 
-  int64_t head_width() const { return width / heads; }
+  int64_t head_width() const { return llama.head_width > 0 ? llama.head_width : width / heads; }
   int64_t kv_heads() const { return llama.kv_heads > 0 ? llama.kv_heads : heads; }
   int64_t dense_inner() const { return dense_width > 0 ? dense_width : moe.top_k * moe.expert_width; }
-  bool is_moe(int64_t layer) const { return layer >= dense_layers && (layer - dense_layers) % moe.every == 0; }
+  bool is_moe(int64_t layer) const;
   int64_t moe_layers() const;
 };
 

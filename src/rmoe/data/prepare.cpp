@@ -303,7 +303,8 @@ class Preparation {
     const fs::path path = options_.model;
     std::error_code error;
     if (fs::is_directory(path, error) || path.extension() == ".json") {
-      given_ = Tokenizer::load(path);
+      given_ = load_foreign_tokenizer(path);
+      RMOE_CHECK(given_, path.string(), ": has no tokenizer: neither tokenizer.json nor tokenizer.model is there");
       bytes_kept_ = !given_->needs_utf8();
     } else if (!fs::exists(path, error)) {  // it is read last
       io_error("cannot read ", path.string(), ": ", errno_text(ENOENT));

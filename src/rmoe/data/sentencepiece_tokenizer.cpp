@@ -30,6 +30,61 @@ constexpr char kModelName[] = "tokenizer.model";
 // this to a model sets these fields and leaves all others.
 constexpr std::string_view kIdentity("\x1A\x08\x12\x00\x18\x00\x20\x00\x28\x01", 10);
 
+// The same of add_dummy_prefix alone: the prefix is put before the first part of a text, by us.
+constexpr std::string_view kNoPrefix("\x1A\x02\x18\x00", 4);
+
+// What a model does to its text, out of ModelProto.normalizer_spec (field 3); absent fields have protobuf's defaults.
+struct Normalizer {
+  bool maps = false;  // precompiled_charsmap
+  bool prefix = true, removes_spaces = true, escapes = true;
+};
+
+// Reads the wire format of protobuf: number of the field, its number and its bytes.
+template <class F>
+bool for_each_field(std::string_view text, F&& f) {
+  const auto varint = [&](uint64_t& value) {
+    value = 0;
+    for (int shift = 0; shift < 64 && !text.empty(); shift += 7) {
+      const auto byte = static_cast<unsigned char>(text.front());
+      text.remove_prefix(1);
+      value |= static_cast<uint64_t>(byte & 0x7F) << shift;
+      if (byte < 0x80) return true;
+    }
+    return false;
+  };
+  while (!text.empty()) {
+    uint64_t tag = 0, value = 0;
+    std::string_view bytes;
+    if (!varint(tag)) return false;
+    const uint64_t type = tag & 7;
+    if (type == 0) {
+      if (!varint(value)) return false;
+    } else {
+      uint64_t size = type == 1 ? 8 : 4;
+      if (type == 2 && !varint(size)) return false;
+      if ((type != 1 && type != 2 && type != 5) || size > text.size()) return false;
+      bytes = text.substr(0, size);
+      text.remove_prefix(size);
+    }
+    f(tag >> 3, value, bytes);
+  }
+  return true;
+}
+
+Normalizer read_normalizer(std::string_view model) {
+  Normalizer n;
+  for_each_field(model, [&](uint64_t field, uint64_t, std::string_view spec) {
+    if (field != 3) return;
+    for_each_field(spec, [&](uint64_t part, uint64_t value, std::string_view bytes) {
+      if (part == 2) n.maps = !bytes.empty();
+      if (part == 3) n.prefix = value != 0;
+      if (part == 4) n.removes_spaces = value != 0;
+      if (part == 5) n.escapes = value != 0;
+    });
+  });
+  return n;
+}
+
 struct Model {
   std::string file;  // bytes of tokenizer.model
   std::string name;
@@ -38,6 +93,10 @@ struct Model {
   std::array<int64_t, 256> byte_ids;  // byte pieces; -1 where the model has none
   std::optional<int64_t> unknown, separator;
   int64_t size = 0;
+  // With the model's own conventions: what a document begins with.
+  bool own = false, prefix = false;
+  std::optional<int64_t> begin;
+  bool by_lines = true;  // no piece reaches over a line feed
 
   std::vector<int> encode(std::string_view text) const {
     std::vector<int> ids;
@@ -52,6 +111,8 @@ class PieceEncoder : public Encoder {
   explicit PieceEncoder(const Model& model) : model_(model) {}
 
   void feed(std::string_view text, std::vector<int64_t>& out) override {
+    start(out);
+    prefixed_ = prefixed_ && text.empty();
     held_.append(text);
     std::string_view rest = held_;
     while (const size_t length = next_part(rest)) {
@@ -62,16 +123,25 @@ class PieceEncoder : public Encoder {
   }
 
   void finish(std::vector<int64_t>& out, bool) override {
-    take(held_, out);
+    start(out);
+    take(held_ == " " && prefixed_ ? std::string_view() : held_, out);
     held_.clear();
+    started_ = prefixed_ = false;
   }
 
  private:
+  void start(std::vector<int64_t>& out) {
+    if (std::exchange(started_, true) || !model_.own) return;
+    if (model_.begin) out.push_back(*model_.begin);
+    if (model_.prefix) held_ = " ";
+    prefixed_ = model_.prefix;
+  }
+
   // Bytes of the first part of `text` that is encoded by itself; 0 when its end is not in sight. Depends on what the
   // text says, not on how much of it is here.
-  static size_t next_part(std::string_view text) {
+  size_t next_part(std::string_view text) const {
     const size_t line_feed = text.substr(0, kLongestPart).find('\n');
-    if (line_feed != text.npos) return line_feed + 1;
+    if (model_.by_lines && line_feed != text.npos) return line_feed + 1;
     if (text.size() < kLongestPart) return 0;
     return kLongestPart - static_cast<size_t>(unfinished_tail(text.substr(0, kLongestPart)));
   }
@@ -85,7 +155,7 @@ class PieceEncoder : public Encoder {
     for (size_t i = 0; i < text.size();) {
       const Utf8Char c = first_char(text.substr(i));
       const auto length = static_cast<size_t>(c.length);
-      if (c.kind != Utf8Char::kValid || c.value == 0 || c.value == 0x2581) {
+      if (c.kind != Utf8Char::kValid || c.value == 0 || (c.value == 0x2581 && !model_.own)) {
         flush(i);
         for (const char byte : text.substr(i, length)) put_byte(static_cast<unsigned char>(byte), out);
         begin = i + length;
@@ -104,6 +174,7 @@ class PieceEncoder : public Encoder {
 
   const Model& model_;
   std::string held_;
+  bool started_ = false, prefixed_ = false;  // held_ is the space in front and nothing else
 };
 
 class PieceDecoder : public Decoder {
@@ -113,22 +184,45 @@ class PieceDecoder : public Decoder {
  private:
   void bytes_of(int64_t id, std::string& out) override {
     RMOE_CHECK(id >= 0 && id < model_.size, model_.name, ": id ", id, ", expected 0 to ", model_.size - 1);
-    if (id < static_cast<int64_t>(model_.bytes.size())) out += model_.bytes[static_cast<size_t>(id)];
+    if (id >= static_cast<int64_t>(model_.bytes.size())) return;
+    std::string_view bytes = model_.bytes[static_cast<size_t>(id)];
+    if (bytes.empty()) return;
+    if (!std::exchange(started_, true) && model_.prefix && bytes.front() == ' ') bytes.remove_prefix(1);
+    out += bytes;
   }
 
   const Model& model_;
+  bool started_ = false;
 };
 
 class SentencePieceTokenizer : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::string file, const std::string& name, bool separated) {
-    if (!file.ends_with(kIdentity)) file += kIdentity;
+  enum class Conventions { kOurs, kModels, kModelsWithBegin };
+
+  SentencePieceTokenizer(std::string file, const std::string& name, bool separated, Conventions conventions) {
+    model_.own = conventions != Conventions::kOurs;
+    if (!model_.own && !file.ends_with(kIdentity)) file += kIdentity;
     model_.file = std::move(file);
     model_.name = name;
     const auto& processor = model_.processor;
-    const auto status = model_.processor.LoadFromSerializedProto(model_.file);
+    const auto status =
+        model_.processor.LoadFromSerializedProto(model_.own ? model_.file + std::string(kNoPrefix) : model_.file);
     RMOE_CHECK(status.ok() && processor.GetPieceSize() > 0, name, ": not a SentencePiece model");
     read_pieces();
+    if (model_.own) {
+      const Normalizer normalizer = read_normalizer(model_.file);
+      if (normalizer.maps || normalizer.removes_spaces || !normalizer.escapes) {
+        throw Error(Exit::kBadInput,
+                    str(name, ": changes its text by ", normalizer.maps ? "a map of characters" : "its spaces",
+                        ", which is not supported"),
+                    "give the model's tokenizer.json; transformers' AutoTokenizer writes one from tokenizer.model");
+      }
+      model_.prefix = normalizer.prefix;
+      if (conventions == Conventions::kModelsWithBegin && processor.bos_id() >= 0) model_.begin = processor.bos_id();
+      for (int id = 0; id < processor.GetPieceSize(); ++id) {
+        if (!processor.IsByte(id) && processor.IdToPiece(id).find('\n') != std::string::npos) model_.by_lines = false;
+      }
+    }
     vocab_size_ = processor.GetPieceSize();
     if (processor.unk_id() >= 0) unknown_ = processor.unk_id();
     if (processor.eos_id() >= 0) {
@@ -180,6 +274,10 @@ class SentencePieceTokenizer : public Tokenizer {
     Json object = common_contents();
     object["model"] = kModelName;
     object["model_hash"] = hex16(xxh3(model_.file));
+    if (!model_.own) return object;
+    object["normalization"] = "model";
+    object["prefix"] = model_.prefix;
+    object["begin"] = model_.begin ? Json::array({*model_.begin}) : Json::array();
     return object;
   }
   void save_more(const std::filesystem::path& folder) const override {
@@ -223,7 +321,15 @@ class Lines : public sentencepiece::SentenceIterator {
 }  // namespace
 
 std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name, bool separated) {
-  return std::make_unique<SentencePieceTokenizer>(std::move(model), name, separated);
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), name, separated,
+                                                  SentencePieceTokenizer::Conventions::kOurs);
+}
+
+std::unique_ptr<Tokenizer> make_foreign_sentencepiece_tokenizer(std::string model, const std::string& name,
+                                                                bool begin) {
+  using Conventions = SentencePieceTokenizer::Conventions;
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), name, /*separated=*/false,
+                                                  begin ? Conventions::kModelsWithBegin : Conventions::kModels);
 }
 
 std::string train_sentencepiece(const SentencePieceOptions& options,

@@ -46,8 +46,15 @@ std::unique_ptr<Tokenizer> load_word(const Json& object, const std::string& what
   return make_word_tokenizer(std::move(vocabulary), separated);
 }
 
-std::unique_ptr<Tokenizer> load_sentencepiece(const Json& object, const std::string& what,
-                                              const std::filesystem::path& folder, bool separated) {
+const Json& array_or_empty(const Json& object, const char* key, const std::string& what) {
+  const Json& member = json_member(object, key, what);
+  RMOE_CHECK(member.is_array(), what, ": '", key, "' is not a list");
+  return member;
+}
+
+// The file that "model" names, whose hash is "model_hash".
+std::pair<std::filesystem::path, std::string> read_model(const Json& object, const std::string& what,
+                                                         const std::filesystem::path& folder) {
   const std::string model = json_string(object, "model", what);
   RMOE_CHECK(!model.empty() && std::filesystem::path(model).filename() == model, what, ": 'model' is '", model,
              "', expected a file name");
@@ -56,7 +63,32 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const Json& object, const std::str
   const uint64_t expected = parse_hex16(json_string(object, "model_hash", what), what);
   RMOE_CHECK(xxh3(bytes) == expected, path.string(), ": damaged: it hashes to ", hex16(xxh3(bytes)), ", expected ",
              hex16(expected));
-  return make_sentencepiece_tokenizer(std::move(bytes), path.string(), separated);
+  return {path, std::move(bytes)};
+}
+
+std::unique_ptr<Tokenizer> load_huggingface(const Json& object, const std::string& what,
+                                            const std::filesystem::path& folder) {
+  auto [path, bytes] = read_model(object, what, folder);
+  HuggingfaceFacts facts{.size = json_int(object, "vocab_size", what),
+                         .begin = {},
+                         .separator = optional_int(object, "separator", what)};
+  const auto is_id = [&](int64_t id) { return id >= 0 && id < facts.size; };
+  RMOE_CHECK(facts.size > 0 && is_id(facts.separator.value_or(0)), what, ": 'vocab_size' or 'separator' is out of range");
+  for (const Json& id : array_or_empty(object, "begin", what)) {
+    RMOE_CHECK(id.is_number_integer() && is_id(id.get<int64_t>()), what, ": 'begin' is not a list of ids");
+    facts.begin.push_back(id.get<int64_t>());
+  }
+  return make_huggingface_tokenizer(std::move(bytes), path.string(), "", std::move(facts));
+}
+
+std::unique_ptr<Tokenizer> load_sentencepiece(const Json& object, const std::string& what,
+                                              const std::filesystem::path& folder, bool separated) {
+  auto [path, bytes] = read_model(object, what, folder);
+  if (!object.contains("normalization")) return make_sentencepiece_tokenizer(std::move(bytes), path.string(), separated);
+  const std::string normalization = json_string(object, "normalization", what);
+  RMOE_CHECK(normalization == "model", what, ": 'normalization' is '", normalization, "', expected model");
+  const Json& begin = array_or_empty(object, "begin", what);
+  return make_foreign_sentencepiece_tokenizer(std::move(bytes), path.string(), !begin.empty());
 }
 
 }  // namespace
@@ -68,7 +100,10 @@ std::string Decoder::feed(int64_t id) {
   return ready;
 }
 
-std::string Decoder::finish() { return std::exchange(held_, {}); }
+std::string Decoder::finish() {
+  bytes_left(held_);
+  return std::exchange(held_, {});
+}
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int64_t> ids;
@@ -126,8 +161,10 @@ std::unique_ptr<Tokenizer> Tokenizer::load(const std::filesystem::path& folder_o
     tokenizer = load_word(object, what, separated);
   } else if (kind == "sentencepiece") {
     tokenizer = load_sentencepiece(object, what, std::filesystem::absolute(path).parent_path(), separated);
+  } else if (kind == "huggingface") {
+    tokenizer = load_huggingface(object, what, std::filesystem::absolute(path).parent_path());
   } else {
-    input_error(what, ": tokenizer of kind '", kind, "', expected byte, char, word or sentencepiece");
+    input_error(what, ": tokenizer of kind '", kind, "', expected byte, char, word, sentencepiece or huggingface");
   }
   // Every key is covered by the hash: what was rebuilt is what was written, or the file was edited.
   const uint64_t expected = parse_hex16(json_string(object, "hash", what), what);

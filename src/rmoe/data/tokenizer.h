@@ -4,7 +4,7 @@
 // tokenizer.json, one JSON object:
 //   "format"      "rmoe-tokenizer"
 //   "version"     1
-//   "kind"        "byte" | "char" | "word" | "sentencepiece"
+//   "kind"        "byte" | "char" | "word" | "sentencepiece" | "huggingface"
 //   "vocab_size"  ids are 0 .. vocab_size - 1
 //   "separator"   id that ends every document, or null where documents are not separated
 //   "unknown"     id for what the vocabulary lacks, or null (then such text is refused)
@@ -19,11 +19,16 @@
 //   word           "end_of_line": the id of "<eos>", which ends every line; "vocabulary": array of strings, most
 //   frequent
 //                  first (ties by bytes), with "<eos>" and "<unk>" among them; the id is the index. "separator" follows
+//   huggingface    "model": "tokenizer.hf.json", the file of Hugging Face's `tokenizers` in the same folder; "model_hash";
+//                  "begin": ids that every document begins with. A document is encoded whole (in parts, cut behind a
+//                  line feed, beyond 16 MiB)
 //   sentencepiece  "model": "tokenizer.model", the SentencePiece model in the same folder, its normalization set to
 //   identity;
 //                  "model_hash": 16 hex digits, XXH3-64 (seed 0) of that file. Every line, with its line feed, is
 //                  encoded by itself (a line over 65536 bytes in parts); the separator is the model's </s>, or follows
-//                  its pieces
+//                  its pieces. With "normalization": "model" the file is as somebody else made it, and ids are those of
+//                  its own conventions: "prefix" says whether a document begins with a space that is not in the text,
+//                  "begin" holds the ids before that
 #pragma once
 
 #include <cstdint>
@@ -64,8 +69,10 @@ class Decoder {
   std::string finish();
 
  protected:
-  // Raw bytes of this id.
+  // Raw bytes that became certain with this id.
   virtual void bytes_of(int64_t id, std::string& out) = 0;
+  // Raw bytes that were waiting for further ids.
+  virtual void bytes_left(std::string& /*out*/) {}
 
  private:
   std::string held_;
@@ -133,6 +140,29 @@ std::unique_ptr<Tokenizer> make_word_tokenizer(std::vector<std::string> vocabula
 // A SentencePiece model, given as the bytes of its file; `name` names it in errors. Its normalization, dummy prefix and
 // removal of spaces are switched off, so that decode(encode(x)) == x when the model has byte fallback.
 std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name, bool separated);
+
+// A SentencePiece model that somebody else trained for a model, with that model's conventions: its own prefix, and with
+// `begin` its <s> before every document. Equal to the ids of the SentencePiece library for the whole text. Throws
+// kBadInput when the model changes its text beyond the prefix (a character map, removal of spaces).
+std::unique_ptr<Tokenizer> make_foreign_sentencepiece_tokenizer(std::string model, const std::string& name, bool begin);
+
+// A tokenizer of Hugging Face's `tokenizers`, given as the text of its tokenizer.json; `name` names it in errors. That
+// package itself does the work, in a process of the Python that has it: that of the environment whose torch this program
+// runs on, else python3 of the path. Throws kIo when neither has it, kBadInput for a file that it does not take.
+// `separator`: the token that ends a document, as text; empty: none. With `facts`, as a file of ours has them, the
+// process starts when it is first needed.
+struct HuggingfaceFacts {
+  int64_t size = 0;
+  std::vector<int64_t> begin;  // ids before every document
+  std::optional<int64_t> separator;
+};
+std::unique_ptr<Tokenizer> make_huggingface_tokenizer(std::string file, const std::string& name,
+                                                      const std::string& separator,
+                                                      std::optional<HuggingfaceFacts> facts = {});
+
+// The tokenizer of a Hugging Face folder (its tokenizer.json before its tokenizer.model, with tokenizer_config.json for
+// the special tokens), or one of those files; of an exported run, the run's own. Null when the folder has none.
+std::unique_ptr<Tokenizer> load_foreign_tokenizer(const std::filesystem::path& folder_or_file);
 
 // Trains a SentencePiece model on lines; returns the bytes of its file.
 struct SentencePieceOptions {

@@ -11,6 +11,7 @@
 #include "rmoe/data/hash.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/logits.h"
 #include "rmoe/eval/run.h"
 #include "rmoe/eval/trace.h"
 #include "rmoe/ops/runtime.h"
@@ -100,6 +101,15 @@ EvalReport run_eval(const EvalCommand& command) {
   const SplitFile data = find_split(run, command.data, command.split);
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
+
+  if (!command.logits.empty()) {
+    check_writable(command.logits);
+    write_logits(*run.model, tokens,
+                 {.block = command.block > 0 ? command.block : run.config.train.block,
+                  .max_tokens = command.tokens,
+                  .dtype = dtype},
+                 command.logits);
+  }
 
   EvalReport report;
   report.causal = run.model->routing().causal();

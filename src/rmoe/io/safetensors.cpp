@@ -56,7 +56,7 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   }
   uint64_t length = 0;
   if (state->file.read_at(0, std::as_writable_bytes(std::span(&length, 1))) != kPrefix) {
-    io_error("cannot read ", name, ": it was shortened meanwhile");
+    input_error(name, ": was shortened while its header was read");
   }
   if (length > static_cast<uint64_t>(kMaxHeader)) {
     input_error(name, ": the header's length is ", length, ", expected at most ", kMaxHeader);
@@ -71,7 +71,7 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
     // A copy, not the mapping: another process may be writing to the file while it is parsed.
     std::string text(static_cast<std::size_t>(header_size), '\0');
     if (state->file.read_at(kPrefix, std::as_writable_bytes(std::span(text))) != header_size) {
-      io_error("cannot read ", name, ": it was shortened meanwhile");
+      input_error(name, ": was shortened while its header was read");
     }
     state->header = parse_header(text, state->file_size - state->data_start, name);
   }
@@ -103,7 +103,7 @@ std::span<const std::byte> SafetensorsFile::bytes(const TensorEntry& entry) cons
   RMOE_ASSERT(entry.begin >= 0 && entry.begin <= entry.end && entry.end <= state_->file_size - state_->data_start,
               path().string(), ": no such entry");
   if (state_->file.size() < state_->data_start + entry.end) {
-    io_error("cannot read ", path().string(), ": it was shortened since it was opened");
+    input_error(path().string(), ": tensor ", shown(entry.name), ": the file was shortened since it was opened");
   }
   return {static_cast<const std::byte*>(state_->map) + state_->data_start + entry.begin,
           static_cast<std::size_t>(entry.byte_size())};
@@ -112,8 +112,15 @@ std::span<const std::byte> SafetensorsFile::bytes(const TensorEntry& entry) cons
 void SafetensorsFile::read(const TensorEntry& entry, std::span<std::byte> out) const {
   RMOE_ASSERT(static_cast<int64_t>(out.size()) == entry.byte_size(), path().string(), ": tensor ", shown(entry.name),
               " has ", entry.byte_size(), " bytes, not ", out.size());
-  if (state_->file.read_at(state_->data_start + entry.begin, out) != entry.byte_size()) {
-    io_error("cannot read ", path().string(), ": it was shortened since it was opened");
+  read_part(entry, 0, out);
+}
+
+void SafetensorsFile::read_part(const TensorEntry& entry, int64_t offset, std::span<std::byte> out) const {
+  const auto size = static_cast<int64_t>(out.size());
+  RMOE_ASSERT(offset >= 0 && offset <= entry.byte_size() && size <= entry.byte_size() - offset, path().string(),
+              ": tensor ", shown(entry.name), " has ", entry.byte_size(), " bytes, not ", offset, " + ", size);
+  if (state_->file.read_at(state_->data_start + entry.begin + offset, out) != size) {
+    input_error(path().string(), ": tensor ", shown(entry.name), ": the file was shortened since it was opened");
   }
 }
 
@@ -123,7 +130,7 @@ SafetensorsWriter::SafetensorsWriter(std::filesystem::path path, const std::vect
   std::string name = path_.string();
   entries_ = lay_out(tensors, name);
   for (std::size_t i = 0; i < entries_.size(); ++i) index_.emplace(entries_[i].name, i);
-  written_.resize(entries_.size(), false);
+  written_.resize(entries_.size(), -1);
   std::string header = header_text(entries_, metadata, name);
   auto header_size = static_cast<int64_t>(header.size());
   RMOE_CHECK(header_size <= kMaxHeader, name, ": the header takes ", header_size, " bytes, expected at most ",
@@ -158,17 +165,31 @@ void SafetensorsWriter::write(std::string_view name, std::span<const std::byte> 
   auto at = index_.find(name);
   RMOE_CHECK(at != index_.end(), path_.string(), ": tensor ", shown(name), " was not announced");
   const TensorEntry& e = entries_[at->second];
-  RMOE_CHECK(!written_[at->second], path_.string(), ": tensor ", shown(name), " was written twice");
+  RMOE_CHECK(written_[at->second] < 0, path_.string(), ": tensor ", shown(name), " was written twice");
   RMOE_CHECK(static_cast<int64_t>(data.size()) == e.byte_size(), path_.string(), ": tensor ", shown(name), " has ",
              data.size(), " bytes, expected ", e.byte_size());
-  file_.write_at(data_start_ + e.begin, data);
-  written_[at->second] = true;
+  write_part(name, data);
+}
+
+void SafetensorsWriter::write_part(std::string_view name, std::span<const std::byte> data) {
+  RMOE_CHECK(file_.is_open(), path_.string(), ": tensor ", shown(name), " was written after finish()");
+  auto at = index_.find(name);
+  RMOE_CHECK(at != index_.end(), path_.string(), ": tensor ", shown(name), " was not announced");
+  const TensorEntry& e = entries_[at->second];
+  int64_t& done = written_[at->second];
+  done = std::max<int64_t>(done, 0);
+  const auto size = static_cast<int64_t>(data.size());
+  RMOE_CHECK(size <= e.byte_size() - done, path_.string(), ": tensor ", shown(name), " has ", done + size,
+             " bytes, expected ", e.byte_size());
+  file_.write_at(data_start_ + e.begin + done, data);
+  done += size;
 }
 
 void SafetensorsWriter::finish() {
   RMOE_CHECK(file_.is_open(), path_.string(), ": finish() was called twice");
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    RMOE_CHECK(written_[i], path_.string(), ": tensor ", shown(entries_[i].name), " was announced but not written");
+    RMOE_CHECK(written_[i] == entries_[i].byte_size(), path_.string(), ": tensor ", shown(entries_[i].name),
+               " was announced but not written");
   }
   file_.sync();
   if (::rename(temp_path_.c_str(), path_.c_str()) != 0) throw_errno("create", path_, errno);

@@ -138,12 +138,14 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const;
 
   // The tensor's bytes inside the mapping, valid while a copy of this object or of keep_alive() lives. Not necessarily
-  // aligned to the element. Error(kIo) when the file was shortened since it was opened; shortening it while the bytes
+  // aligned to the element. Error(kBadInput) when the file was shortened since it was opened; shortening it while the bytes
   // are being used is SIGBUS, as with every mapping: use read() for files that others may write to.
   std::span<const std::byte> bytes(const TensorEntry& entry) const;
   // Copies the tensor's bytes to `out` (exactly entry.byte_size() bytes) by pread; a file that was shortened meanwhile
-  // is Error(kIo), never a signal. Safe from several threads.
+  // is Error(kBadInput), never a signal. Safe from several threads.
   void read(const TensorEntry& entry, std::span<std::byte> out) const;
+  // The same for out.size() bytes from byte `offset` of the tensor on.
+  void read_part(const TensorEntry& entry, int64_t offset, std::span<std::byte> out) const;
   // Owner of the mapping, for tensors that borrow bytes().
   std::shared_ptr<const void> keep_alive() const;
 
@@ -167,6 +169,8 @@ class SafetensorsWriter {
 
   // Writes one tensor's bytes (row-major, little-endian, exactly its size). Any order, each tensor once.
   void write(std::string_view name, std::span<const std::byte> data);
+  // The same in consecutive parts, from the first byte to the last; other tensors may be written in between.
+  void write_part(std::string_view name, std::span<const std::byte> data);
   // Checks that every tensor was written, fsyncs the file and gives it its name. The folder is not fsynced.
   void finish();
 
@@ -178,7 +182,7 @@ class SafetensorsWriter {
   std::filesystem::path temp_path_;
   std::vector<TensorEntry> entries_;
   std::map<std::string, std::size_t, std::less<>> index_;  // name to position in entries_
-  std::vector<bool> written_;
+  std::vector<int64_t> written_;  // bytes of each entry; -1: nothing yet
   int64_t data_start_ = 0;
   Descriptor file_;
 };

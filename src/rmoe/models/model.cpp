@@ -9,7 +9,8 @@ namespace rmoe {
 
 bool belongs_to_routing(const Param& param) {
   const auto contains = [&](const char* part) { return param.name.find(part) != std::string::npos; };
-  return contains("rnn_router") || (contains("block_sparse_moe") && !contains(".experts."));
+  return contains("rnn_router") ||
+         (contains("block_sparse_moe") && !contains(".experts.") && !param.name.ends_with("block_sparse_moe.bias"));
 }
 
 std::unique_ptr<Model> make_model(const ModelConfig& config, ParamTable& table) {
@@ -41,7 +42,8 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   const double reach = config.family == Family::kSpan ? span : (static_cast<double>(context) + 1) / 2;
   const double products = config.family == Family::kSpan ? 3 : 2;
   size.forward_flops = table.matmul_flops() +
-                       2 * products * reach * static_cast<double>(config.width) * static_cast<double>(config.layers);
+                       2 * products * reach * static_cast<double>(config.heads * config.head_width()) *
+                           static_cast<double>(config.layers);
   return size;
 }
 

@@ -1,5 +1,7 @@
 #include "rmoe/ops/causal_attention.h"
 
+#include <numbers>
+
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
 #include "rmoe/ops/reference/causal_attention.h"
@@ -125,12 +127,24 @@ TORCH_LIBRARY_IMPL(rmoe, Autograd, m) {
   m.impl("causal_attention", &causal_attention_autograd);
 }
 
-RotaryAngles rotary_angles(int64_t first, int64_t count, int64_t C, double theta, at::ScalarType type) {
-  const auto options = at::TensorOptions().dtype(type);
-  const Tensor exponent = at::arange(0, C, 2, options) / static_cast<double>(C);
-  const Tensor frequency = at::pow(theta, exponent).reciprocal();
-  const Tensor angle = at::arange(first, first + count, options).unsqueeze(1) * frequency.unsqueeze(0);
+Tensor rotary_frequencies(int64_t C, double theta, at::ScalarType type) {
+  const Tensor exponent = at::arange(0, C, 2, at::TensorOptions().dtype(type)) / static_cast<double>(C);
+  return at::pow(theta, exponent).reciprocal();
+}
+
+Tensor llama3_frequencies(const Tensor& plain_c, double factor, double low, double high, int64_t original) {
+  const Tensor turns = plain_c * (static_cast<double>(original) / (2 * std::numbers::pi));
+  const Tensor share = ((turns - low) / (high - low)).clamp(0, 1);  // of the undivided frequency
+  return plain_c * share + plain_c / factor * (1 - share);
+}
+
+RotaryAngles rotary_angles(int64_t first, int64_t count, const Tensor& frequency_c) {
+  const Tensor angle = at::arange(first, first + count, frequency_c.options()).unsqueeze(1) * frequency_c.unsqueeze(0);
   return {angle.cos(), angle.sin()};
+}
+
+RotaryAngles rotary_angles(int64_t first, int64_t count, int64_t C, double theta, at::ScalarType type) {
+  return rotary_angles(first, count, rotary_frequencies(C, theta, type));
 }
 
 Tensor rotate(const Tensor& x_BSHC, const RotaryAngles& angles) {

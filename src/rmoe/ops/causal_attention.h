@@ -11,8 +11,15 @@ struct RotaryAngles {
   Tensor cos, sin;
 };
 
-// Of positions [first, first + count): channel pair c of a head of width C (even) turns by position * theta^(-2c/C).
-// type: fp32 or fp64.
+// The frequencies of a head of width C (even), theta^(-2c/C), [C/2]. type: fp32 or fp64.
+Tensor rotary_frequencies(int64_t C, double theta, at::ScalarType type);
+// Those of Llama 3.1 for texts longer than its pre-training's `original` positions: a frequency of fewer than `low` turns
+// within them is divided by `factor`, one of more than `high` is not, and between them the share grows linearly.
+Tensor llama3_frequencies(const Tensor& plain_c, double factor, double low, double high, int64_t original);
+
+// Of positions [first, first + count): channel pair c turns by position * frequency[c]. In the frequencies' type.
+RotaryAngles rotary_angles(int64_t first, int64_t count, const Tensor& frequency_c);
+// The same with rotary_frequencies(C, theta, type).
 RotaryAngles rotary_angles(int64_t first, int64_t count, int64_t C, double theta, at::ScalarType type);
 
 // x [B, S, H, C] turned: channels c and c + C/2 as a pair by the angle [i, c] at position i (Hugging Face's "rotate

@@ -18,6 +18,7 @@
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/run.h"
 #include "rmoe/eval/trace.h"
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
@@ -95,6 +96,11 @@ class Run {
         trainer_(config, data_.train),
         characters_per_token_(per_token(data_.train.header())) {}
 
+  void start_from(const io::Checkpoint& checkpoint) {
+    trainer_.start_from(checkpoint.dir);
+    log_info("weights from ", checkpoint.dir.string());
+  }
+
   void resume(const io::Checkpoint& checkpoint) {
     trainer_.load(checkpoint.dir, checkpoint.step);
     const Json state = read_json_file(checkpoint.dir / "state.json");
@@ -104,7 +110,7 @@ class Run {
     if (!best.at("loss").is_null()) best_loss_ = best.at("loss").get<double>();
     if (!best.at("bits").is_null()) best_bits_ = best.at("bits").get<double>();
     rates_ = state.at("rates").get<std::vector<double>>();
-    window_ = StepSums::from_json(state.at("sums"));
+    if (state.contains("sums")) window_ = StepSums::from_json(state.at("sums"));
     saved_step_ = checkpoint.step;
   }
 
@@ -439,6 +445,33 @@ bool is_finished(const fs::path& out, int64_t step, const RunConfig& config) {
   return json_bool(summary, "finished", what) && json_int(summary, "steps", what) == step && used;
 }
 
+bool has_tokenizer(const fs::path& run, const data::Tokenizer& tokenizer) {
+  return fs::exists(run / "tokenizer.json") && data::Tokenizer::load(run)->hash() == tokenizer.hash();
+}
+
+// A model may have more ids than its tokenizer: others pad vocabularies to round numbers. That the data are for this
+// model all the same, the run that goes on or the one that it starts from must say.
+void check_tokenizer(const RunConfig& config, const fs::path& out, const data::Tokenizer& tokenizer) {
+  const std::string& init = config.train.init;
+  if (!init.empty() && !has_tokenizer(init, tokenizer)) {
+    throw Error(Exit::kBadInput,
+                str("the data in ", config.data.path, " were made by a tokenizer other than that of ", init),
+                str("prepare the text with it: rmoe data prepare TEXT --model ", init, " --out DATA"));
+  }
+  const int64_t wanted = config.model.vocab_size;
+  RMOE_CHECK(wanted == 0 || wanted == tokenizer.vocab_size() || !init.empty() || has_tokenizer(out, tokenizer),
+             "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ",
+             tokenizer.vocab_size());
+}
+
+// What an imported run keeps of its Hugging Face folder belongs to those that start from it, too.
+void keep_carried(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  if (!fs::is_directory(from / "hf", error)) return;
+  fs::copy(from / "hf", to / "hf", fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
+  if (error) io_error("cannot copy ", (from / "hf").string(), " to ", (to / "hf").string(), ": ", error.message());
+}
+
 double last_valid_bits(const fs::path& out) {
   double bits = std::nan("");
   for (const Json& line : io::read_metrics(out / "metrics.jsonl")) {
@@ -453,6 +486,7 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume, const Tr
   RMOE_CHECK(!config.data.path.empty(), "train: data.path is not set; it is the folder made by `rmoe data prepare`");
   configure_runtime(config.train.threads);
   RunData data(config.data.path);
+  check_tokenizer(config, out, *data.tokenizer);
   resolve_vocabulary(config, data.tokenizer->vocab_size());
   config.model.validate();
   check_memory(config.model, config.train.block);
@@ -469,6 +503,12 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume, const Tr
     return {.steps = checkpoint->step, .valid_bits = last_valid_bits(out), .finished = true};
   }
   Run run(config, out, std::move(data));
+  if (checkpoint) {
+    run.resume(*checkpoint);
+  } else if (!config.train.init.empty()) {
+    run.start_from(find_run(config.train.init).checkpoint);
+    keep_carried(config.train.init, out);
+  }
   if (checkpoint) run.resume(*checkpoint);
   run.trace(trace);
   return run.train();

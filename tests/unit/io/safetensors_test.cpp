@@ -278,9 +278,14 @@ TEST(Safetensors, AFileShortenedAfterOpeningIsAnErrorNotASignal) {
   put(dir / "a", safetensors_bytes(header, std::string(100000, 'd')));
   SafetensorsFile file = SafetensorsFile::open(dir / "a");
   fs::resize_file(dir / "a", 50000);
-  expect_error(error_of([&] { file.bytes(file.at("a")); }), Exit::kIo, (dir / "a").string());
+  const std::string place = (dir / "a").string() + ": tensor \"a\": the file was shortened";
+  expect_error(error_of([&] { file.bytes(file.at("a")); }), Exit::kBadInput, place);
   std::vector<std::byte> out(100000);
-  expect_error(error_of([&] { file.read(file.at("a"), out); }), Exit::kIo, (dir / "a").string());
+  expect_error(error_of([&] { file.read(file.at("a"), out); }), Exit::kBadInput, place);
+  expect_error(error_of([&] { file.read_part(file.at("a"), 49000, std::span(out).first(10000)); }), Exit::kBadInput,
+               place);
+  file.read_part(file.at("a"), 1000, std::span(out).first(1000));  // what is left can be read
+  EXPECT_EQ(out[999], std::byte{'d'});
 }
 
 TEST(Safetensors, OpensOnlyRegularFiles) {
@@ -327,6 +332,24 @@ TEST(SafetensorsWriter, EveryTensorIsWrittenOnceAndWhole) {
   writer.finish();
   expect_error(error_of([&] { writer.finish(); }), Exit::kBadInput, "twice");
   EXPECT_EQ(text_of(SafetensorsFile::open(dir / "a").bytes(SafetensorsFile::open(dir / "a").at("x"))), "xyz");
+}
+
+TEST(SafetensorsWriter, PartsOfATensorFollowEachOther) {
+  TempDir dir;
+  SafetensorsWriter writer(dir / "a", {{"x", DType::kU8, {5}}, {"y", DType::kU8, {2}}, {"z", DType::kU8, {0}}});
+  writer.write_part("x", bytes_of("ab"));
+  writer.write_part("y", bytes_of("12"));
+  expect_error(error_of([&] { writer.write_part("x", bytes_of("cdef")); }), Exit::kBadInput, "has 6 bytes, expected 5");
+  expect_error(error_of([&] { writer.finish(); }), Exit::kBadInput, "\"x\" was announced but not written");
+  writer.write_part("x", bytes_of("cde"));
+  writer.write("z", {});
+  writer.finish();
+  const SafetensorsFile file = SafetensorsFile::open(dir / "a");
+  std::string x(5, ' '), middle(3, ' ');
+  file.read(file.at("x"), std::as_writable_bytes(std::span(x)));
+  file.read_part(file.at("x"), 1, std::as_writable_bytes(std::span(middle)));
+  EXPECT_EQ(x, "abcde");
+  EXPECT_EQ(middle, "bcd");
 }
 
 TEST(SafetensorsWriter, LeavesAnOlderFileAloneUntilItFinishes) {

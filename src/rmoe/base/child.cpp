@@ -1,4 +1,4 @@
-#include "rmoe/bench/child.h"
+#include "rmoe/base/child.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -12,7 +12,7 @@
 
 extern char** environ;
 
-namespace rmoe::bench {
+namespace rmoe {
 namespace {
 
 std::vector<char*> pointers(std::vector<std::string>& texts) {
@@ -37,15 +37,15 @@ std::vector<std::string> environment(const std::vector<std::string>& settings) {
 // Both ends are closed in programs started later, which would otherwise keep this pipe open.
 std::pair<int, int> make_pipe() {
   int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) io_error("bench: cannot make a pipe: ", errno_text(errno));
+  if (::pipe2(ends, O_CLOEXEC) != 0) io_error("cannot make a pipe: ", errno_text(errno));
   return {ends[0], ends[1]};
 }
 
 }  // namespace
 
-Child::Child(std::string name, const std::string& program, const std::vector<std::string>& arguments,
+Child::Child(std::string what, const std::string& program, const std::vector<std::string>& arguments,
              const std::vector<std::string>& settings)
-    : name_(std::move(name)) {
+    : what_(std::move(what)) {
   const auto [in_read, in_write] = make_pipe();
   const auto [out_read, out_write] = make_pipe();
   to_ = in_write;
@@ -57,14 +57,14 @@ Child::Child(std::string name, const std::string& program, const std::vector<std
   std::vector<std::string> words{program}, variables = environment(settings);
   words.insert(words.end(), arguments.begin(), arguments.end());
   const int failed =
-      ::posix_spawn(&pid_, program.c_str(), &actions, nullptr, pointers(words).data(), pointers(variables).data());
+      ::posix_spawnp(&pid_, program.c_str(), &actions, nullptr, pointers(words).data(), pointers(variables).data());
   ::posix_spawn_file_actions_destroy(&actions);
   ::close(in_read);
   ::close(out_write);
   if (failed != 0) {
     ::close(to_);
     ::close(from_);
-    io_error("bench: cannot start ", program, ": ", errno_text(failed));
+    io_error(what_, ": cannot start ", program, ": ", errno_text(failed));
   }
 }
 
@@ -93,7 +93,7 @@ std::string Child::read_line() {
       const int code = wait();
       const bool ours = code >= static_cast<int>(Exit::kBug) && code <= static_cast<int>(Exit::kPeer);
       throw Error(ours ? static_cast<Exit>(code) : Exit::kPeer,
-                  str("bench: the process of variant '", name_, "' ended early with exit code ", code));
+                  str(what_, " ended early with exit code ", code));
     }
     buffer_.append(piece, static_cast<size_t>(count));
   }
@@ -112,4 +112,4 @@ void Child::write_line(const std::string& line) {
   }
 }
 
-}  // namespace rmoe::bench
+}  // namespace rmoe

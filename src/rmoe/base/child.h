@@ -6,13 +6,14 @@
 
 #include <sys/types.h>
 
-namespace rmoe::bench {
+namespace rmoe {
 
 class Child {
  public:
   // Starts `program` with these arguments and, on top of this process's environment, NAME=value settings. Its standard
-  // error is ours. `name` is what errors call it.
-  Child(std::string name, const std::string& program, const std::vector<std::string>& arguments,
+  // error is ours. A program without a slash is looked for in the path. `what` is what errors call it, "bench: the
+  // process of variant 'x'".
+  Child(std::string what, const std::string& program, const std::vector<std::string>& arguments,
         const std::vector<std::string>& settings);
   // Closes its standard input, which ends it, and waits for it.
   ~Child();
@@ -26,10 +27,10 @@ class Child {
  private:
   int wait();
 
-  std::string name_;
+  std::string what_;
   pid_t pid_ = -1;
   int to_ = -1, from_ = -1;
   std::string buffer_;
 };
 
-}  // namespace rmoe::bench
+}  // namespace rmoe
