@@ -32,6 +32,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 WORDS = "the router remembers what a token was and every layer asks it again so no expert sleeps".split()
 TEXT = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(600)) + "\n"
 VOCABULARY = 64
+HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(HERE)), "python")
 
 
 def run(*arguments, code=0, env=ENVIRONMENT, **options):
@@ -326,6 +328,119 @@ class LlamaMoeRnn(Case):
 
     def test_all_layers_moe_without_extras(self):
         self.check("gru", shared=False, bias=False, moe_layers=4)
+
+
+class Exported(Case):
+    """Folders of llama_moe_rnn that trained runs were exported to, read by transformers' Auto classes with the package
+    rmoe and without it. exported_model.py says what is compared."""
+
+    CONFIG = """
+        [data]
+        path = "{data}"
+        [model]
+        family = "llama"
+        layers = 4
+        width = 32
+        heads = 4
+        init_std = 0.3
+        {model}
+        [model.llama]
+        kv_heads = 2
+        {llama}
+        [model.moe]
+        experts = 5
+        top_k = 2
+        expert_width = 24
+        balance = [{{ kind = "concatenated", weight = 0.03 }}]
+        {moe}
+        [train]
+        steps = 6
+        batch = 4
+        block = 24
+        optimizer.lr = 0.01
+        schedule.warmup = 1
+        sample.length = 0
+        eval.every = 0
+        threads = 1
+    """
+    DENSE = "dense_layers = 1\ndense_width = 40"
+    SHARED = "shared_width = 20\nmoe_weight = 0.4\nshared_weight = 0.7"
+    RUNS = {"gru": (DENSE, "", SHARED + "\nbias = true\nstage = { kind = 'gru', width = 12 }"),
+            "rnn": ("", "tie_embeddings = true", "stage = { kind = 'rnn', width = 12 }"),
+            "linear": (DENSE, "rope_theta = 500.0", SHARED)}
+
+    def python(self, script, *arguments, path=None):
+        environment = {k: v for k, v in ENVIRONMENT.items() if k != "PYTHONPATH"}
+        environment.update(HF_HOME=self.path("cache"), **({"PYTHONPATH": path} if path else {}))
+        done = subprocess.run([sys.executable, os.path.join(HERE, script), *map(str, arguments)], capture_output=True,
+                              text=True, env=environment, cwd=self.folder)
+        self.assertEqual(done.returncode, 0, done.stderr[-3000:])
+        return done.stdout
+
+    def test_trained_runs_load_with_and_without_the_package(self):
+        word_tokenizer().save_pretrained(self.path("words"))
+        self.prepare(self.path("words"), self.path("data"))
+        shutil.copy(self.path("data/train.tok"), self.path("data/valid.tok"))
+        pairs = []
+        for name, (model, llama, moe) in self.RUNS.items():
+            with open(self.path(name + ".toml"), "w") as file:
+                file.write(self.CONFIG.format(data=self.path("data"), model=model, llama=llama, moe=moe))
+            run("train", self.path(name + ".toml"), "--out", self.path(name, "run"), "--quiet")
+            ours = self.logits(self.path(name, "run"))
+            self.assertGreater(ours["logits"].std().item(), 0.1)
+            folder, logits = self.path(name, "hf"), self.path(name, "logits.safetensors")
+            os.rename(self.path("logits.safetensors"), logits)
+            pairs += [folder, logits]
+            texts = []
+            for prompt in ("the router", "so no expert sleeps and"):
+                answer = json.loads(run("generate", self.path(name, "run"), "-p", prompt, "-n", 16, "--greedy",
+                                        "--json").stdout)
+                texts.append({"prompt": prompt, "tokens": 16, "text": answer["text"]})
+            self.assertGreater(len({word for text in texts for word in text["text"].split()}), 3, texts)
+            with open(logits + ".json", "w") as file:
+                json.dump(texts, file)
+
+            run("export", self.path(name, "run"), folder)
+            for file in ("configuration_llama_moe_rnn.py", "modeling_llama_moe_rnn.py"):
+                self.assertEqual(read(os.path.join(folder, file)), read(os.path.join(PACKAGE, "rmoe/hf", file)), file)
+            # There and back: the same bytes in the run and in the folder.
+            run("import", folder, "--out", self.path(name, "again"))
+            run("export", self.path(name, "again"), self.path(name, "hf2"))
+            run("import", self.path(name, "hf2"), "--out", self.path(name, "third"))
+            trained = max(os.listdir(self.path(name, "run/checkpoints")), key=lambda step: int(step.split("_")[1]))
+            before = load_file(self.path(name, "run/checkpoints", trained, "model.safetensors"))
+            after = load_file(self.path(name, "again/checkpoints/step_0/model.safetensors"))
+            self.assertEqual(sorted(before), sorted(after))
+            for key, tensor in before.items():
+                self.assertTrue(torch.equal(tensor, after[key]), key)
+            for one, other in (("hf/model.safetensors", "hf2/model.safetensors"), ("hf/config.json", "hf2/config.json"),
+                               ("hf/tokenizer.json", "hf2/tokenizer.json"),
+                               ("again/checkpoints/step_0/model.safetensors", "third/checkpoints/step_0/model.safetensors")):
+                self.assertEqual(read(self.path(name, one)), read(self.path(name, other)), f"{name}: {one}")
+
+        saved = self.path("remote.safetensors"), self.path("package.safetensors")
+        self.python("exported_model.py", "--save", saved[0], *pairs)
+        out = self.python("exported_model.py", "--import-rmoe", "--save", saved[1], *pairs, path=PACKAGE)
+        self.assertEqual(out.count("2 texts, logits, routing, balance loss and gradients agree"), 3)
+        remote, package = map(load_file, saved)
+        self.assertEqual(sorted(remote), sorted(package))
+        for key, tensor in remote.items():
+            self.same(package[key], tensor, 2e-5, key)
+
+    def test_an_export_that_differs_is_noticed(self):
+        """The comparison can fail: a weight of the folder is moved."""
+        torch.manual_seed(2)
+        LlamaMoeRnn.build(self, self.path("hf"), "gru", True, True, 3)
+        run("import", self.path("hf"), "--out", self.path("run"))
+        self.logits(self.path("run"))
+        run("export", self.path("run"), self.path("back"))
+        arguments = (self.path("back"), self.path("logits.safetensors"))
+        self.python("exported_model.py", *arguments)
+        tensors = load_file(self.path("back/model.safetensors"))
+        tensors["model.rnn_router.bias_hn"] += 0.01
+        save_file(tensors, self.path("back/model.safetensors"), {"format": "pt"})
+        with self.assertRaisesRegex(AssertionError, "logits: differs by"):
+            self.python("exported_model.py", *arguments)
 
 
 class Formats(Case):
