@@ -5,15 +5,18 @@
 # Sets RMOE_TORCH_VERSION, TORCH_INCLUDE_DIRS and TORCH_LIBRARIES (libtorch_cpu and libc10: CPU operators only).
 set(RMOE_TORCH_DIR "" CACHE PATH "torch package to build on; empty: the one in .venv")
 if(NOT RMOE_TORCH_DIR AND SKBUILD)
-  # pip: the torch of the environment that it installs into. pip's own build environment has none and hides that one
-  # from `import`, but not its place.
+  # pip: the torch of the environment that it installs into. pip's own build environment has none, and hides that one
+  # by way of PYTHONPATH; so Python is asked without it first (-E), then with it.
   find_package(Python REQUIRED COMPONENTS Interpreter)
-  execute_process(
-    COMMAND ${Python_EXECUTABLE} -c
-            "import os, site, sysconfig; places = [sysconfig.get_path('platlib'), sysconfig.get_path('purelib'), \
-*site.getsitepackages(), site.getusersitepackages()]; \
-print(next((os.path.join(p, 'torch') for p in places if os.path.exists(os.path.join(p, 'torch', 'version.py'))), ''))"
-    OUTPUT_VARIABLE RMOE_TORCH_DIR OUTPUT_STRIP_TRAILING_WHITESPACE)
+  foreach(option -E -s)
+    if(NOT RMOE_TORCH_DIR)
+      execute_process(
+        COMMAND ${Python_EXECUTABLE} ${option} -c "import sys, importlib.util; sys.path[:] = filter(None, sys.path); \
+spec = importlib.util.find_spec('torch'); \
+print(spec.submodule_search_locations[0] if spec and spec.origin else '', end='')"
+        OUTPUT_VARIABLE RMOE_TORCH_DIR)
+    endif()
+  endforeach()
   if(NOT RMOE_TORCH_DIR)
     message(FATAL_ERROR "no torch in ${Python_EXECUTABLE}'s environment: `pip install torch` first (2.11 or newer), or "
                         "give -C cmake.define.RMOE_TORCH_DIR=/path/to/site-packages/torch")

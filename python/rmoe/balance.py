@@ -10,16 +10,25 @@ import torch
 __all__ = ["concatenated", "global_batch", "relu_l1", "sequence", "small_scale", "switch", "z", "counts"]
 
 
+def _mask(valid, tokens):
+    """valid as [T]. Anything else of a fitting size would broadcast, and count what it should not."""
+    if valid.dtype != torch.bool or valid.numel() != tokens:
+        raise ValueError(f"balance: valid is {valid.dtype} {list(valid.shape)}, expected bool [{tokens}]")
+    return valid.reshape(-1)
+
+
 def counts(routing, valid=None):
     """Rows per expert of one layer, int64 [N]: what global_batch adds up over micro-batches and ranks."""
     ids = routing.ids
-    used = (ids >= 0) if valid is None else (ids >= 0) & valid.reshape(-1, 1)
+    used = (ids >= 0) if valid is None else (ids >= 0) & _mask(valid, ids.shape[0]).unsqueeze(1)
     total = ids.new_zeros(routing.probs.shape[1])
     return total.scatter_add_(0, ids.clamp_min(0).flatten(), used.to(ids.dtype).flatten())
 
 
 def _sum(x, valid):
-    return x.sum(0) if valid is None else (x * valid.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)).sum(0)
+    if valid is None:
+        return x.sum(0)
+    return (x * _mask(valid, x.shape[0]).view(-1, *[1] * (x.dim() - 1)).to(x.dtype)).sum(0)
 
 
 def _tokens(x, valid):
@@ -58,6 +67,10 @@ def small_scale(routings, valid=None):
 def global_batch(routings, batch_counts, valid=None):
     """As switch, with f_n from `batch_counts`, one int64 [N] per layer: the counts() of all micro-batches and ranks of
     the optimizer step, added up. 1 at uniform routing; the mean over micro-batches is the whole batch's. Qiu et al. 2025."""
+    for r, c in zip(routings, batch_counts, strict=True):
+        if c.shape != r.probs.shape[1:]:
+            raise ValueError(f"balance.global_batch: batch_counts has {list(c.shape)}, expected"
+                             f" {list(r.probs.shape[1:])}")
     return _mean(_product(r, c, valid) for r, c in zip(routings, batch_counts, strict=True))
 
 
@@ -78,9 +91,9 @@ def sequence(routings, sequences, valid=None):
 
     def of_layer(r):
         T, N = r.probs.shape
-        if T % sequences:
+        if sequences < 1 or T % sequences:
             raise ValueError(f"balance.sequence: {T} tokens are not {sequences} sequences of equal length")
-        used = (r.ids >= 0) if valid is None else (r.ids >= 0) & valid.reshape(-1, 1)
+        used = (r.ids >= 0) if valid is None else (r.ids >= 0) & _mask(valid, T).unsqueeze(1)
         c = r.ids.new_zeros(sequences, N).scatter_add_(1, r.ids.clamp_min(0).reshape(sequences, -1),
                                                        used.to(r.ids.dtype).reshape(sequences, -1))
         share = c.to(r.probs.dtype) / c.sum(1, keepdim=True).clamp_min(1)

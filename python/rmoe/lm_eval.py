@@ -100,12 +100,14 @@ class RmoeLM(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm=False):
-        """Greedy unless the task asks for a temperature; ends before the first of `until` and at the separator."""
-        results = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="rmoe: generate_until"):
+        """Greedy unless the task asks for a temperature; ends before the first of `until` and at the separator.
+        Requests with the same options and contexts of nearly equal length are generated together; each text is what it
+        is alone."""
+        waiting = {}  # options -> [(tokens, index, context)]
+        for index, request in enumerate(requests):
             context, options = request.args[0], dict(request.args[1])
             until = options.get("until") or []
-            until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+            until = (until,) if isinstance(until, str) else tuple(stop for stop in until if stop)
             length = int(options.get("max_gen_toks", options.get("max_new_tokens", self.max_gen_toks)))
             temperature = float(options.get("temperature", 0) or 0) if options.get("do_sample", True) else 0.0
             room = self.max_length - length
@@ -113,12 +115,35 @@ class RmoeLM(TemplateLM):
                 raise ValueError(f"rmoe: max_gen_toks is {length}, expected less than max_length = {self.max_length}")
             ids = self.tok_encode(context)
             if len(ids) > room:
-                context = self.tok_decode(ids[-room:])
-            text = self.model.generate(context, length, temperature, int(options.get("top_k", 0) or 0),
-                                       float(options.get("top_p", 1.0) or 1.0), stops=until)
-            self.cache_hook.add_partial("generate_until", request.args, text)
-            results.append(text)
+                ids = ids[-room:]
+                context = self.tok_decode(ids)
+            top_k, top_p = int(options.get("top_k", 0) or 0), float(options.get("top_p", 1.0) or 1.0)
+            key = (length, temperature, top_k, top_p, until)
+            waiting.setdefault(key, []).append((len(ids), index, context))
+        results = [None] * len(requests)
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="rmoe: generate_until")
+        for (length, temperature, top_k, top_p, until), group in waiting.items():
+            for batch in self._batches(sorted(group), length // 2):
+                texts = self.model.generate([context for _, _, context in batch], length, temperature, top_k, top_p,
+                                            stops=until)
+                for (_, index, _), text in zip(batch, texts, strict=True):
+                    results[index] = text
+                    self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                bar.update(len(batch))
+        bar.close()
         return results
+
+    def _batches(self, group, spread):
+        """Cuts what is sorted by length into batches whose lengths differ by at most `spread`: the rest of a longer
+        context is read a token at a time."""
+        batch = []
+        for item in group:
+            if batch and (len(batch) == self.batch_size or item[0] - batch[0][0] > spread):
+                yield batch
+                batch = []
+            batch.append(item)
+        if batch:
+            yield batch
 
 
 if __name__ == "__main__":

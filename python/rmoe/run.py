@@ -46,5 +46,9 @@ class Model:
 
     def generate(self, prompt, max_new=200, temperature=1.0, top_k=0, top_p=1.0, seed=1, stops=()):
         """The text that follows `prompt`: up to max_new tokens, until the separator or the first of `stops`, which is
-        left out. temperature 0 is greedy; keys and values are cached."""
-        return _text(self._model.generate(prompt, max_new, float(temperature), top_k, float(top_p), seed, list(stops)))
+        left out. temperature 0 is greedy; keys and values are cached. Of a list of prompts, the list of texts, each
+        what it is by itself; those of nearly equal length cost little more than one."""
+        options = (max_new, float(temperature), top_k, float(top_p), seed, list(stops))
+        if isinstance(prompt, str):
+            return _text(self._model.generate(prompt, *options))
+        return [_text(text) for text in self._model.generate_batch(list(prompt), *options)]

@@ -415,7 +415,8 @@ class Exported(Case):
                 self.assertTrue(torch.equal(tensor, after[key]), key)
             for one, other in (("hf/model.safetensors", "hf2/model.safetensors"), ("hf/config.json", "hf2/config.json"),
                                ("hf/tokenizer.json", "hf2/tokenizer.json"),
-                               ("again/checkpoints/step_0/model.safetensors", "third/checkpoints/step_0/model.safetensors")):
+                               ("again/checkpoints/step_0/model.safetensors",
+                                "third/checkpoints/step_0/model.safetensors")):
                 self.assertEqual(read(self.path(name, one)), read(self.path(name, other)), f"{name}: {one}")
 
         saved = self.path("remote.safetensors"), self.path("package.safetensors")
@@ -491,7 +492,8 @@ class Formats(Case):
             make(self.path(name), name)
             config = json.loads(read(self.path(name, "config.json")))
             theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
-            rope = config.pop("rope_parameters", None) or {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+            rope = config.pop("rope_parameters", None)
+            rope = rope or {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
             experts = config.pop("num_experts", None) or config.pop("num_local_experts", None)
             common = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
             old = {"rope_theta": rope["rope_theta"], "torch_dtype": "float32", "num_experts": experts,
@@ -588,7 +590,8 @@ class Refused(Case):
 
     def test_fields_of_other_types(self):
         for name, changes, says in [("olmoe", {"clip_qkv": 8.0}, "'clip_qkv'"), ("llama", {"mlp_bias": True}, "'mlp_bias'"),
-                                    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, "'sliding_window'"),
+                                    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8},
+                                     "'sliding_window'"),
                                     ("qwen3_moe", {"num_experts": 6, "num_local_experts": 5}, "'num_local_experts'")]:
             shutil.rmtree(self.path("hf"))
             make(self.path("hf"), name)

@@ -8,17 +8,7 @@ import sys
 import tempfile
 import unittest
 
-import safetensors.torch
-import torch
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-try:
-    import lm_eval  # noqa: F401
-    MISSING = None
-except ImportError as error:
-    MISSING = f"LM_EVAL IS NOT INSTALLED, nothing of rmoe.lm_eval is tested: {error}"
-    print(MISSING, file=sys.stderr)
-
 CONFIG = """
 [data]
 path = "{data}"
@@ -69,15 +59,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|end|>")
 
 
-@unittest.skipIf(MISSING, MISSING or "")
 class LmEval(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         import rmoe.lm_eval
         from lm_eval.models.huggingface import HFLM
-
-        from rmoe.hf.configuration_llama_moe_rnn import LlamaMoERNNConfig
-        from rmoe.hf.modeling_llama_moe_rnn import LlamaMoERNNForCausalLM
         cls.folder = tempfile.TemporaryDirectory()
         work = pathlib.Path(cls.folder.name)
         texts = [context + choices[right] for _, context, choices, right in ITEMS] * 40
@@ -94,18 +80,7 @@ class LmEval(unittest.TestCase):
         (work / "c.toml").write_text(CONFIG.format(data=work / "data"))
         rmoe_command("train", work / "c.toml", "--out", work / "run", "--quiet")
         cls.run_folder = work / "run"
-        checkpoint = max((work / "run/checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
-        weights = safetensors.torch.load_file(checkpoint / "model.safetensors")
-        vocabulary = weights["lm_head.weight"].shape[0]
-        model = LlamaMoERNNForCausalLM(LlamaMoERNNConfig(
-            vocab_size=vocabulary, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-            rms_norm_eps=1e-5, num_local_experts=4, moe_num_layers=2, moe_expert_intermediate_size=32,
-            moe_router_rnn_hidden_size=16, max_position_embeddings=96, bos_token_id=256, eos_token_id=256))
-        bias = [name for name in weights if name.endswith("bias2")]
-        for name in bias:  # the layout has no bias of the gate, and it starts at zero only in an untrained run
-            raise AssertionError(f"{name}: the test's config must not have a bias")
-        model.load_state_dict(weights, strict=True)
-        model.save_pretrained(work / "hf")
+        rmoe_command("export", work / "run", work / "hf")
         tokenizer().save_pretrained(work / "hf")
         cls.ours = rmoe.lm_eval.RmoeLM(path=str(work / "run"), batch_size=4)
         cls.theirs = HFLM(pretrained=str(work / "hf"), device="cpu", dtype="float32", batch_size=4, max_length=96)
@@ -163,6 +138,32 @@ class LmEval(unittest.TestCase):
         ours, theirs = (m.generate_until(self.instances("generate_until", requests)) for m in (self.ours, self.theirs))
         self.assertEqual(ours, theirs)
         self.assertNotIn("e", ours[1])
+
+    def test_texts_generated_together_are_those_generated_alone(self):
+        import rmoe.lm_eval
+        contexts = [context + choice for _, context, choices, _ in ITEMS for choice in choices]
+        requests = []
+        for i, context in enumerate(contexts):
+            options = {"until": [["\n"], ["e", "zz"], []][i % 3], "max_gen_toks": (24, 40)[i % 2]}
+            if i % 5 == 0:
+                options.update(do_sample=True, temperature=0.7, top_k=9)
+            requests.append((context, options))
+        single = rmoe.lm_eval.RmoeLM(path=str(self.run_folder), batch_size=1)
+        texts, sizes = {}, {}
+        for name, model in (("together", self.ours), ("alone", single)):
+            sizes[name], generate = [], model.model.generate
+
+            def watched(prompts, *args, generate=generate, name=name, **kwargs):
+                sizes[name].append(len(prompts))
+                return generate(prompts, *args, **kwargs)
+
+            with mock.patch.object(model.model, "generate", watched):
+                texts[name] = model.generate_until(self.instances("generate_until", requests))
+        self.assertEqual(texts["together"], texts["alone"])
+        self.assertEqual(texts["alone"][3], single.model.generate(contexts[3], 40, 0.0, stops=["\n"]))
+        self.assertEqual(max(sizes["alone"]), 1)
+        self.assertEqual(max(sizes["together"]), 4)
+        self.assertLess(len(sizes["together"]), len(requests))
 
     def test_registered_by_name_and_errors(self):
         from lm_eval.api.registry import get_model

@@ -107,19 +107,48 @@ std::vector<int64_t> prompt_ids(const data::Tokenizer& tokenizer, std::string_vi
   return ids.empty() ? std::vector<int64_t>{0} : ids;
 }
 
+namespace {
+
+// A text in the making: ids become pieces of text, until a stop string.
+class TextWriter {
+ public:
+  TextWriter(const data::Tokenizer& tokenizer, std::span<const int64_t> prompt, const std::vector<std::string>& stops)
+      : decoder_(tokenizer.decoder()), filter_(stops) {
+    result_.prompt_tokens = std::ssize(prompt);
+    // The decoder reads the prompt too: what a token looks like may depend on what stands before it.
+    for (const int64_t id : prompt) decoder_->feed(id);
+  }
+  // Adds a new id's text; `on_text` gets it. Returns whether more is wanted.
+  bool feed(int64_t id, const std::function<bool(std::string_view)>& on_text = {}) {
+    const bool more = emit(filter_.feed(decoder_->feed(id)), on_text);
+    return more && !filter_.stopped();
+  }
+  // The text's end, unless a stop string was it.
+  GeneratedText finish(TextEnding ending, const std::function<bool(std::string_view)>& on_text = {}) {
+    result_.ending = filter_.stopped() ? TextEnding::kStop : ending;
+    if (result_.ending == TextEnding::kLength || result_.ending == TextEnding::kSeparator) {
+      emit(filter_.finish(), on_text);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  bool emit(const std::string& piece, const std::function<bool(std::string_view)>& on_text) {
+    result_.text += piece;
+    return piece.empty() || !on_text || on_text(piece);
+  }
+
+  std::unique_ptr<data::Decoder> decoder_;
+  StopFilter filter_;
+  GeneratedText result_;
+};
+
+}  // namespace
+
 GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::string_view prompt,
                             const TextOptions& options, const std::function<bool(std::string_view piece)>& on_text) {
   const std::vector<int64_t> ids = prompt_ids(tokenizer, prompt);
-  // The decoder reads the prompt too: what a token looks like may depend on what stands before it.
-  const auto decoder = tokenizer.decoder();
-  for (const int64_t id : ids) decoder->feed(id);
-  StopFilter filter(options.stops);
-  GeneratedText result;
-  result.prompt_tokens = std::ssize(ids);
-  const auto emit = [&](const std::string& piece) {
-    result.text += piece;
-    return piece.empty() || !on_text || on_text(piece);
-  };
+  TextWriter writer(tokenizer, ids, options.stops);
   const Generated generated = generate(model, ids,
                                        {.max_new = options.max_new,
                                         .temperature = options.temperature,
@@ -131,17 +160,97 @@ GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer
                                         .watch = options.watch,
                                         .replay = options.replay,
                                         .vocabulary = tokenizer.vocab_size()},
-                                       [&](int64_t id) {
-                                         const bool more = emit(filter.feed(decoder->feed(id)));
-                                         return more && !filter.stopped();
-                                       });
+                                       [&](int64_t id) { return writer.feed(id, on_text); });
+  GeneratedText result = writer.finish(generated.ending, on_text);
   result.tokens = generated.tokens;
   result.seconds = generated.seconds;
-  result.ending = filter.stopped() ? TextEnding::kStop : generated.ending;
-  if (result.ending == TextEnding::kLength || result.ending == TextEnding::kSeparator) {
-    emit(filter.finish());
-  }
   return result;
+}
+
+std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokenizer& tokenizer,
+                                          const std::vector<std::string>& prompts, const TextOptions& options) {
+  const c10::InferenceMode inference;
+  const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
+  sampling.validate();
+  RMOE_CHECK(options.max_new >= 0, "generate: the number of tokens must be at least 0, got ", options.max_new);
+  RMOE_CHECK(!options.watch && !options.replay, "generate: several texts at once are neither watched nor replayed");
+  const int64_t V = model.config().vocab_size;
+  const auto drawable = static_cast<size_t>(std::min(tokenizer.vocab_size(), V));
+  struct Row {
+    std::vector<int64_t> ids;
+    TextWriter writer;
+    size_t text;
+    int64_t drawn = 0;
+  };
+  std::vector<Row> rows;
+  std::vector<GeneratedText> texts(prompts.size());
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    std::vector<int64_t> ids = prompt_ids(tokenizer, prompts[i]);
+    check_ids(ids, V);
+    TextWriter writer(tokenizer, ids, options.stops);
+    if (options.max_new == 0) {
+      texts[i] = writer.finish(TextEnding::kLength);
+    } else {
+      rows.push_back({.ids = std::move(ids), .writer = std::move(writer), .text = i});
+    }
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const auto done = [&](Row& row, TextEnding ending) {
+    GeneratedText& text = texts[row.text] = row.writer.finish(ending);
+    text.tokens = row.drawn;
+    text.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  // All rows are at the same position: each step reads what every row has beyond it, which is one id as soon as the
+  // shortest prompt is read. The longer ones go on with their own.
+  Memory memory;
+  for (int64_t read = 0; !rows.empty();) {
+    const int64_t B = std::ssize(rows);
+    int64_t count = std::max<int64_t>(1, inference_piece(model.config()) / B);
+    for (const Row& row : rows) count = std::min(count, std::ssize(row.ids) - read);
+    Tensor tokens_BS = at::empty({B, count}, at::kLong);
+    for (int64_t b = 0; b < B; ++b) {
+      std::copy_n(rows[static_cast<size_t>(b)].ids.data() + read, count,
+                  tokens_BS.mutable_data_ptr<int64_t>() + b * count);
+    }
+    auto forward = model.forward(tokens_BS, std::move(memory),
+                                 {.dtype = options.dtype,
+                                  .remember = Remember::kKeysValues,
+                                  .last_logits_only = true,
+                                  .generating = true});
+    memory = std::move(forward.memory);
+    read += count;
+    const Tensor logits_BV = forward.logits_TV.to(at::kFloat).contiguous();
+    std::vector<int64_t> going;
+    for (int64_t b = 0; b < B; ++b) {
+      Row& row = rows[static_cast<size_t>(b)];
+      if (std::ssize(row.ids) > read) {
+        going.push_back(b);
+        continue;
+      }
+      const double random = uniform(mix(options.seed, kSampleStream, static_cast<uint64_t>(row.drawn)));
+      const int64_t id = sample_token({logits_BV.const_data_ptr<float>() + b * V, drawable}, sampling, random);
+      if (id == tokenizer.separator()) {
+        done(row, TextEnding::kSeparator);
+        continue;
+      }
+      ++row.drawn;
+      row.ids.push_back(id);
+      if (!row.writer.feed(id)) {
+        done(row, TextEnding::kStop);
+      } else if (row.drawn == options.max_new) {
+        done(row, TextEnding::kLength);
+      } else {
+        going.push_back(b);
+      }
+    }
+    if (std::ssize(going) == B) continue;
+    std::vector<Row> left;
+    for (const int64_t b : going) left.push_back(std::move(rows[static_cast<size_t>(b)]));
+    rows = std::move(left);
+    const Tensor kept = at::tensor(going, at::kLong);
+    for (LayerMemory& layer : memory.layers) layer.kv.keep(kept);
+  }
+  return texts;
 }
 
 }  // namespace rmoe

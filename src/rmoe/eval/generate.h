@@ -81,4 +81,9 @@ GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer
                             const TextOptions& options,
                             const std::function<bool(std::string_view piece)>& on_text = {});
 
+// Several texts at once, each what generate_text gives: those of equal length, or nearly, cost little more than one.
+// They are read in lock-step, from where the shortest prompt ends one id at a time. `seconds` counts prompts, too.
+std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokenizer& tokenizer,
+                                          const std::vector<std::string>& prompts, const TextOptions& options);
+
 }  // namespace rmoe

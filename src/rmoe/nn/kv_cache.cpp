@@ -60,4 +60,10 @@ std::pair<Tensor, Tensor> KvCache::append_window(const Tensor& k, const Tensor& 
   return {k_.narrow(2, begin, window + added), v_.narrow(2, begin, window + added)};
 }
 
+void KvCache::keep(const Tensor& sequences) {
+  if (!k_.defined()) return;
+  k_ = k_.index_select(0, sequences);
+  v_ = v_.index_select(0, sequences);
+}
+
 }  // namespace rmoe::nn

@@ -19,6 +19,9 @@ class KvCache {
   // `window` positions count as kept. Returns views of [B, H, window + M, C].
   std::pair<Tensor, Tensor> append_window(const Tensor& k, const Tensor& v, int64_t window);
 
+  // Goes on with these sequences, int64 [B'], in this order.
+  void keep(const Tensor& sequences);
+
   int64_t length() const { return length_; }
 
  private:

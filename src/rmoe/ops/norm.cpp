@@ -61,8 +61,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const 
   }
   const auto out = Norm::apply(x, branch, weight, bias, eps, p, key);
   // Mean and deviation stay between forward and backward.
-  const Tensor none = at::empty({0}, x.options());
-  return {branch ? out[1] : none, out[0], none, none};
+  // Results of an op share no memory.
+  const auto none = [&] { return at::empty({0}, x.options()); };
+  return {branch ? out[1] : none(), out[0], none(), none()};
 }
 
 SumAndNorm norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,

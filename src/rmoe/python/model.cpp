@@ -70,6 +70,24 @@ class PythonModel : public torch::CustomClassHolder {
                         .text);
   }
 
+  // The same of several prompts at once. -> the new texts, in order.
+  std::vector<Tensor> generate_batch(const std::vector<std::string>& prompts, int64_t max_new, double temperature,
+                                     int64_t top_k, double top_p, int64_t seed,
+                                     const std::vector<std::string>& stops) const {
+    std::vector<Tensor> result;
+    for (GeneratedText& generated : generate_texts(*run_.model, *run_.tokenizer, prompts,
+                                                   {.max_new = max_new,
+                                                    .temperature = temperature,
+                                                    .top_k = top_k,
+                                                    .top_p = top_p,
+                                                    .seed = static_cast<uint64_t>(seed),
+                                                    .dtype = dtype_,
+                                                    .stops = stops})) {
+      result.push_back(bytes_of(std::move(generated.text)));
+    }
+    return result;
+  }
+
  private:
   static Tensor bytes_of(std::string text) {
     return at::from_blob(text.data(), {static_cast<int64_t>(text.size())}, at::kByte).clone();
@@ -98,7 +116,8 @@ TORCH_LIBRARY_FRAGMENT(rmoe, m) {
       .def("encode", &PythonModel::encode)
       .def("decode", &PythonModel::decode)
       .def("logits", &PythonModel::logits)
-      .def("generate", &PythonModel::generate);
+      .def("generate", &PythonModel::generate)
+      .def("generate_batch", &PythonModel::generate_batch);
 }
 
 }  // namespace rmoe

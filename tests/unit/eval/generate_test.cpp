@@ -86,6 +86,38 @@ TEST_P(GenerateTiny, TopKOfOneIsGreedyAtAnyTemperature) {
             generate_ids(*model_, prompt, {.max_new = 30, .temperature = 0, .dtype = dtype()}));
 }
 
+// Rows of other lengths, rows that end before others, and rows that end at a stop string leave a row as it is.
+TEST_P(GenerateTiny, SeveralTextsAtOnceAreEachTheTextByItself) {
+  std::vector<char32_t> letters;
+  for (char32_t c = 'a'; c < 'm'; ++c) letters.push_back(c);
+  const auto tokenizer = data::make_char_tokenizer(letters, false, false, true);  // id 12 ends a text
+  const std::vector<std::string> prompts = {"abc", "", "abcdefghijklabcdefghijkl", "cab", "l", "kkk", "abc"};
+  bool ended[4] = {};
+  for (const double temperature : {0.0, 1.0}) {
+    for (const std::vector<std::string>& stops : {std::vector<std::string>{}, {"zz", "a", "dc"}}) {
+      for (const int64_t max_new : {int64_t{0}, int64_t{1}, int64_t{12}}) {
+        const TextOptions options{
+            .max_new = max_new, .temperature = temperature, .seed = 5, .dtype = dtype(), .stops = stops};
+        const auto texts = generate_texts(*model_, *tokenizer, prompts, options);
+        ASSERT_EQ(texts.size(), prompts.size());
+        for (size_t i = 0; i < prompts.size(); ++i) {
+          const auto alone = generate_text(*model_, *tokenizer, prompts[i], options);
+          EXPECT_EQ(texts[i].text, alone.text) << prompts[i];
+          EXPECT_EQ(texts[i].tokens, alone.tokens) << prompts[i];
+          EXPECT_EQ(texts[i].prompt_tokens, alone.prompt_tokens) << prompts[i];
+          EXPECT_EQ(texts[i].ending, alone.ending) << prompts[i];
+          ended[static_cast<size_t>(alone.ending)] = true;
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(ended[static_cast<size_t>(TextEnding::kLength)] && ended[static_cast<size_t>(TextEnding::kSeparator)] &&
+              ended[static_cast<size_t>(TextEnding::kStop)]);
+  EXPECT_TRUE(generate_texts(*model_, *tokenizer, {}, {}).empty());
+  EXPECT_THROW(generate_texts(*model_, *tokenizer, {"abc"}, {.max_new = -1}), Error);
+  EXPECT_THROW(generate_texts(*model_, *tokenizer, {"abc", "x"}, {}), Error);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GenerateTiny, ::testing::ValuesIn(testing::tiny_cases()),
                          [](const auto& param_info) { return param_info.param.name(); });
 

@@ -60,8 +60,9 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
                                             const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                                             const Tensor& b_hh) {
   const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
-  const Tensor none = at::empty({0}, p.x.options());
-  Tensor d_input, d_h, d_c = none, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
+  // A new one for each result: results of an op share no memory.
+  const auto none = [&] { return at::empty({0}, p.x.options()); };
+  Tensor d_input, d_h, d_c, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
   if (cell == "gru") {
     const Tensor grad = grad_h ? *grad_h : at::zeros({x.size(0), w_hh.size(1)}, p.x.options());
     std::tie(d_input, d_h, d_w_ih, d_w_hh, d_b_ih, d_b_hh) =
@@ -89,9 +90,9 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
   }
   const Tensor d_x = p.projection ? d_input.mm(*p.projection) : d_input;
   return {d_x.to(x.scalar_type()),
-          p.h ? d_h.to(h->scalar_type()) : none,
-          p.c ? d_c.to(c->scalar_type()) : none,
-          p.projection ? d_input.t().mm(p.x).to(projection->scalar_type()) : none,
+          p.h ? d_h.to(h->scalar_type()) : none(),
+          p.c ? d_c.to(c->scalar_type()) : none(),
+          p.projection ? d_input.t().mm(p.x).to(projection->scalar_type()) : none(),
           d_w_ih.to(w_ih.scalar_type()),
           d_w_hh.to(w_hh.scalar_type()),
           d_b_ih.to(b_ih.scalar_type()),
