@@ -375,23 +375,28 @@ void add_measures(Comparison& c) {
 
 bool in_bits(const Comparison& c) { return c.unit.key == "bits_per_character"; }
 
-// The validation of a run at a time between its first and last evaluation; NaN outside.
-double quality_at(const Run& run, double seconds, bool bits) {
+// The validation of a run at a number of tokens between its first and last evaluation; NaN outside.
+double quality_at(const Run& run, double tokens, bool bits) {
   const auto value = [&](const EvalPoint& p) { return bits ? p.bpc : p.perplexity; };
+  const auto at = [](const EvalPoint& p) { return static_cast<double>(p.tokens); };
   const auto& points = run.validation;
-  const auto next =
-      std::find_if(points.begin(), points.end(), [&](const EvalPoint& p) { return p.seconds >= seconds; });
+  const auto next = std::find_if(points.begin(), points.end(), [&](const EvalPoint& p) { return at(p) >= tokens; });
   if (next == points.end()) return kNaN;
-  if (next->seconds == seconds) return value(*next);
-  if (next == points.begin() || std::prev(next)->seconds <= 0) return kNaN;
+  if (at(*next) == tokens) return value(*next);
+  if (next == points.begin() || std::prev(next)->tokens <= 0) return kNaN;
   const EvalPoint &a = *std::prev(next), &b = *next;
-  return std::lerp(value(a), value(b), std::log(seconds / a.seconds) / std::log(b.seconds / a.seconds));
+  return std::lerp(value(a), value(b), std::log(tokens / at(a)) / std::log(at(b) / at(a)));
 }
 
 void add_pair_at_equal_time(EqualTime& out, const Run& a, const Run& b, bool bits) {
-  if (a.validation.empty() || b.validation.empty()) return;
-  const double seconds = std::min(a.validation.back().seconds, b.validation.back().seconds);
-  const double value = quality_at(a, seconds, bits) - quality_at(b, seconds, bits);
+  if (a.validation.empty() || b.validation.empty() || !(a.tokens_per_s > 0 && b.tokens_per_s > 0)) return;
+  const auto end = [](const Run& run) { return static_cast<double>(run.validation.back().tokens) / run.tokens_per_s; };
+  const double seconds = std::min(end(a), end(b));
+  // The earlier of the two is read off at its last evaluation, without rounding.
+  const auto tokens = [&](const Run& run) {
+    return end(run) == seconds ? static_cast<double>(run.validation.back().tokens) : seconds * run.tokens_per_s;
+  };
+  const double value = quality_at(a, tokens(a), bits) - quality_at(b, tokens(b), bits);
   if (!std::isfinite(value)) return;
   out.seconds += (seconds - out.seconds) / static_cast<double>(out.values.size() + 1);
   out.values.push_back(value);
@@ -539,7 +544,7 @@ std::string at_equal_time(const Comparison& c, const Difference& d) {
       str("at equal training time (", fixed(d.equal_time.seconds, 0), " s, validation): ",
           fixed(i.mean, decimals, true), in_bits(c) ? " bits per character" : " perplexity per token");
   if (n < 2) return mean + " with one seed";
-  return str(mean, ", 95 % interval ", fixed(i.low, decimals, true), " to ", fixed(i.high, decimals, true));
+  return str(mean, " over ", n, " seeds, 95 % interval ", fixed(i.low, decimals, true), " to ", fixed(i.high, decimals, true));
 }
 
 std::string causal_note(const Comparison& c) {

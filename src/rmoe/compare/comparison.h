@@ -53,7 +53,8 @@ enum class Verdict {
 };
 
 // `first` minus `second` by the validation during training, each pair at the time at which the earlier of the two
-// ended. Between two evaluations the quality is taken as linear in the logarithm of time.
+// ended. A run's time is its tokens over its median speed, which other work on the machine sways less than the clock.
+// Between two evaluations the quality is taken as linear in the logarithm of time.
 struct EqualTime {
   double seconds = 0;          // mean over the pairs
   std::vector<double> values;  // one per pair whose evaluations reach that time

@@ -77,8 +77,8 @@ Differences, paired by seed (test bits per character, lower is better)
     better in 1 of 3): no difference shown; equal within 0.5 %
     paired t-test p = 0.8020, signed-rank test p = 1.0000 (3 seeds give 0.2500 at least); equal
       within 0.5 %: shown (TOST, p = 0.0414); effect size +0.2; to find 1 % takes 3 seeds
-    at equal training time (191 s, validation): -0.0009 bits per character, 95 % interval -0.0066 to
-      +0.0048
+    at equal training time (191 s, validation): -0.0009 bits per character over 3 seeds, 95 %
+      interval -0.0066 to +0.0048
 )");
 }
 
