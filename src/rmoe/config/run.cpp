@@ -25,7 +25,7 @@ void TrainConfig::validate() const {
 void resolve_vocabulary(RunConfig& config, int64_t data_size) {
   int64_t& wanted = config.model.vocab_size;
   if (wanted == 0) wanted = data_size;
-  RMOE_CHECK(wanted == data_size, "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ",
+  RMOE_CHECK(data_size <= wanted, "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ",
              data_size);
 }
 

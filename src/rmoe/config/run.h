@@ -121,6 +121,7 @@ struct SampleConfig {
 inline constexpr int64_t kMostThreads = 4096;
 
 struct TrainConfig {
+  std::string init;
   int64_t seed = 1;
   int64_t steps = 1000;
   int64_t tokens = 0;
@@ -142,6 +143,7 @@ struct TrainConfig {
   static constexpr auto fields() {
     using C = TrainConfig;
     return std::tuple{
+        Field{"init", &C::init, "run folder whose newest weights a fresh run starts from; empty: random start values"},
         Field{"seed", &C::seed, "of the start values, the data order, dropout and samples", {.min = 0}},
         Field{"steps", &C::steps, "optimizer steps; the schedule ends here", {.min = 1}},
         Field{"tokens", &C::tokens, "stop after this many tokens; 0: no such limit", {.min = 0}},
@@ -178,7 +180,8 @@ struct RunConfig {
   }
 };
 
-// Sets model.vocab_size to that of the data, and refuses a data folder of another one.
+// Sets model.vocab_size to that of the data where it is 0, and refuses data with more ids than the model has. (Fewer
+// are usual: others pad their vocabularies to round numbers.)
 void resolve_vocabulary(RunConfig& config, int64_t data_size);
 
 }  // namespace rmoe

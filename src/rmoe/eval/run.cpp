@@ -7,7 +7,6 @@
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
 #include "rmoe/data/hash.h"
-#include "rmoe/io/checkpoint.h"
 #include "rmoe/ops/tensor_file.h"
 
 namespace rmoe {
@@ -87,21 +86,29 @@ Which Which::parse(std::string_view text) {
   return {Kind::kStep, step};
 }
 
-LoadedRun load_run(const fs::path& dir, Which which) {
+FoundRun find_run(const fs::path& dir, Which which) {
   check_folder(dir);
-  LoadedRun run;
-  run.dir = dir;
+  FoundRun run;
   run.config = load_config<RunConfig>(dir / "config.toml", {});
-  const io::Checkpoint checkpoint = choose(dir, which);
-  run.step = checkpoint.step;
+  run.checkpoint = choose(dir, which);
   run.tokenizer = data::Tokenizer::load(dir);
   ModelConfig& model = run.config.model;
   if (model.vocab_size == 0) model.vocab_size = run.tokenizer->vocab_size();
   RMOE_CHECK(run.tokenizer->vocab_size() <= model.vocab_size, (dir / "tokenizer.json").string(), ": has ",
              run.tokenizer->vocab_size(), " ids but the model has ", model.vocab_size);
+  return run;
+}
+
+LoadedRun load_run(const fs::path& dir, Which which) {
+  FoundRun found = find_run(dir, which);
+  LoadedRun run;
+  run.dir = dir;
+  run.step = found.checkpoint.step;
+  run.config = std::move(found.config);
+  run.tokenizer = std::move(found.tokenizer);
   run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
-  run.model = make_model(model, run.params);
-  load_tensors(checkpoint.dir / "model.safetensors", run.params.stored());
+  run.model = make_model(run.config.model, run.params);
+  load_tensors(found.checkpoint.dir / "model.safetensors", run.params.stored());
   return run;
 }
 

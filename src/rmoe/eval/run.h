@@ -7,6 +7,7 @@
 #include "rmoe/config/run.h"
 #include "rmoe/data/token_file.h"
 #include "rmoe/data/tokenizer.h"
+#include "rmoe/io/checkpoint.h"
 #include "rmoe/models/model.h"
 
 namespace rmoe {
@@ -33,6 +34,15 @@ struct LoadedRun {
   std::unique_ptr<Model> model;
   std::unique_ptr<data::Tokenizer> tokenizer;
 };
+
+// A run without its weights: whose they are and where they lie.
+struct FoundRun {
+  RunConfig config;  // as the run resolved it; model.vocab_size is set
+  std::unique_ptr<data::Tokenizer> tokenizer;
+  io::Checkpoint checkpoint;  // its hashes agree
+};
+// As load_run, up to the weights.
+FoundRun find_run(const std::filesystem::path& dir, Which which = {});
 
 // Checks the checkpoint against its manifest, then reads RUN/config.toml, the weights (fp32) and RUN/tokenizer.json.
 // Every failure is an Error in one line that names the folder or file: no run, no such checkpoint, a file that is

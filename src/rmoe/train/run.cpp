@@ -16,6 +16,7 @@
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/run.h"
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
@@ -92,6 +93,11 @@ class Run {
         trainer_(config, data_.train),
         characters_per_token_(per_token(data_.train.header())) {}
 
+  void start_from(const io::Checkpoint& checkpoint) {
+    trainer_.start_from(checkpoint.dir);
+    log_info("weights from ", checkpoint.dir.string());
+  }
+
   void resume(const io::Checkpoint& checkpoint) {
     trainer_.load(checkpoint.dir, checkpoint.step);
     const Json state = read_json_file(checkpoint.dir / "state.json");
@@ -101,7 +107,7 @@ class Run {
     if (!best.at("loss").is_null()) best_loss_ = best.at("loss").get<double>();
     if (!best.at("bits").is_null()) best_bits_ = best.at("bits").get<double>();
     rates_ = state.at("rates").get<std::vector<double>>();
-    window_ = StepSums::from_json(state.at("sums"));
+    if (state.contains("sums")) window_ = StepSums::from_json(state.at("sums"));
     saved_step_ = checkpoint.step;
   }
 
@@ -428,7 +434,11 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume) {
     return {.steps = checkpoint->step, .valid_bits = last_valid_bits(out), .finished = true};
   }
   Run run(config, out, std::move(data));
-  if (checkpoint) run.resume(*checkpoint);
+  if (checkpoint) {
+    run.resume(*checkpoint);
+  } else if (!config.train.init.empty()) {
+    run.start_from(find_run(config.train.init).checkpoint);
+  }
   return run.train();
 }
 

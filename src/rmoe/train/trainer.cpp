@@ -218,9 +218,16 @@ void Trainer::save(const PathOf& path_of) const {
   if (!memory.empty()) save_tensors(path_of("memory.safetensors"), memory);
 }
 
+void Trainer::start_from(const std::filesystem::path& checkpoint_dir) {
+  RMOE_ASSERT(steps_ == 0, "the weights of another run are a start");
+  load_tensors(checkpoint_dir / "model.safetensors", params_.stored());
+}
+
 void Trainer::load(const std::filesystem::path& checkpoint_dir, int64_t step) {
   load_tensors(checkpoint_dir / "model.safetensors", params_.stored());
-  load_tensors(checkpoint_dir / "optimizer.safetensors", optimizer_.state());
+  // An imported run starts at step 0, where moments are zero and no file holds them.
+  const auto moments = checkpoint_dir / "optimizer.safetensors";
+  if (step > 0 || std::filesystem::exists(moments)) load_tensors(moments, optimizer_.state());
   optimizer_.set_steps(step);
   steps_ = step;
   const auto memory_file = checkpoint_dir / "memory.safetensors";

@@ -48,6 +48,9 @@ class Trainer {
   using PathOf = std::function<std::filesystem::path(const char* name)>;
   void save(const PathOf& path_of) const;
   void load(const std::filesystem::path& checkpoint_dir, int64_t step);
+  // Before the first step: the weights of another run's checkpoint in place of random ones. Its tensors must be this
+  // model's; otherwise Error(kBadInput) lists both sides.
+  void start_from(const std::filesystem::path& checkpoint_dir);
 
   // Bytes of what the last forward pass left for its backward pass: activations, and the loss's own.
   int64_t activation_bytes() const { return activation_bytes_; }
