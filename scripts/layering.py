@@ -20,7 +20,7 @@ LAYERS = [
     ["nn"],
     ["models"],
     ["eval", "compare", "hf", "analysis"],
-    ["train"],  # evaluates with eval
+    ["train", "adapt"],  # evaluate with eval
     ["bench"],  # measures them all
     ["cli"],
 ]

@@ -49,6 +49,7 @@ struct MoeConfig {
   Choice<routing::StageRegistry> stage{"none"};
   Choice<routing::RouterRegistry> router{"linear"};
   int64_t router_group = 1;
+  bool state_gate = false;
   std::vector<TransformConfig> transforms;
   Choice<routing::ScoreRegistry> score{"softmax_selected"};
   Choice<routing::SelectionRegistry> selection{"top_k"};
@@ -86,6 +87,9 @@ struct MoeConfig {
         Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
         Field{
             "router_group", &C::router_group, "consecutive MoE layers that share one head; 0: all of them", {.min = 0}},
+        Field{"state_gate", &C::state_gate,
+              "the router reads x, and a gate on the stage's state, zero at the start, is added to its logits; false: it "
+              "reads the state alone"},
         Field{"transforms", &C::transforms, "what changes the logits, in this order"},
         Field{"score", &C::score, "logits to scores and weights; `rmoe list scores` shows all"},
         Field{"selection", &C::selection, "which experts a token goes to; `rmoe list selections`"},

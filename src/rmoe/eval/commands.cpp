@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <iomanip>
+#include <numbers>
 #include <numeric>
 
+#include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
@@ -27,6 +29,34 @@ struct SplitFile {
 bool same_file(const fs::path& a, const fs::path& b) {
   std::error_code none;
   return fs::equivalent(a, b, none);
+}
+
+// The instruction file that the command means; nothing: a token file.
+std::optional<fs::path> find_instructions(const LoadedRun& run, const EvalCommand& command) {
+  if (!command.data.empty()) {
+    const fs::path data = command.data;
+    if (fs::is_directory(data) || data.extension() == ".tok") return {};
+    if (!fs::exists(data)) io_error(data.string(), ": no such data folder, token file or instruction file");
+    return data;
+  }
+  const InstructConfig& instruct = run.config.data.instruct;
+  if (!instruct.given()) return {};
+  RMOE_CHECK(command.split != "test", command.run, ": instruction data have no split 'test', expected train or valid");
+  const fs::path file = command.split == "valid" && !instruct.valid.empty() ? instruct.valid : instruct.train;
+  if (!fs::exists(file)) {
+    throw Error(Exit::kIo, str(command.run, ": the data it was trained on is not there: ", file.string()),
+                "run from the folder where it was trained, or name the data with --data");
+  }
+  return file;
+}
+
+// Of the run's own file where no other is named: its split.
+data::InstructionSet read_split(const LoadedRun& run, const EvalCommand& command, const fs::path& file,
+                                int64_t block) {
+  InstructConfig config = run.config.data.instruct;
+  if (!command.data.empty()) return data::read_instructions(file, *run.tokenizer, config, block);
+  auto data = data::read_instructions(config, *run.tokenizer, block);
+  return command.split == "valid" ? std::move(data.valid) : std::move(data.train);
 }
 
 SplitFile find_data(const LoadedRun& run, const EvalCommand& command) {
@@ -102,21 +132,86 @@ Json EvalReport::json() const {
               {"tokens_per_s", static_cast<double>(tokens) / seconds}};
 }
 
+namespace {
+
+void warn_of_routing(const LoadedRun& run, EvalReport& report) {
+  report.causal = run.model->routing().causal();
+  if (report.causal) return;
+  log_warn(run.dir.string(), ": selection '", run.config.model.moe.selection.kind(),
+           "' sees tokens to come, or their place in a batch: the result says nothing about writing");
+}
+
+// What does not depend on the kind of data.
+void put_result(EvalReport& report, const LoadedRun& run, const EvalResult& result) {
+  report.checkpoint_step = run.step;
+  report.tokens = result.tokens;
+  report.nats = result.nats;
+  report.perplexity = perplexity(result);
+  report.load_imbalance = finite(routing::load_imbalance(result.routing.counts));
+  report.gate_entropy = finite(result.routing.mean_entropy());
+  report.dead_experts = routing::dead_experts(result.routing.counts);
+  for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
+  report.expert_fraction = fractions(result.routing.counts);
+  report.seconds = result.seconds;
+}
+
+void write_report(EvalReport& report, const LoadedRun& run) {
+  const fs::path path = run.dir / "eval" / (report.split + ".json");
+  std::error_code failed;
+  fs::create_directories(path.parent_path(), failed);
+  if (failed) io_error(path.parent_path().string(), ": cannot make the folder: ", failed.message());
+  write_file_atomic(path, json_text(report.json(), 1) + "\n");
+  report.written = path.string();
+}
+
+EvalReport eval_instructions(const LoadedRun& run, const EvalCommand& command, const fs::path& file,
+                             at::ScalarType dtype) {
+  const int64_t block = command.block > 0 ? command.block : run.config.train.block;
+  const data::InstructionSet set = read_split(run, command, file, block);
+  if (set.without_answer > 0) log_warn(set.first_without_answer, ": no answer; left out, ", set.without_answer, " in all");
+  if (set.too_long > 0) {
+    log_warn(set.first_too_long, ": longer than ", block, " + 1 tokens; left out, ", set.too_long, " in all");
+  }
+  EvalReport report;
+  report.run = command.run;
+  report.split = command.data.empty() ? command.split : file.stem().string();
+  report.data = file.string();
+  warn_of_routing(run, report);
+  Progress progress;
+  const EvalResult result =
+      evaluate_instructions(*run.model, set,
+                            {.batch = command.batch,
+                             .max_tokens = command.tokens,
+                             .dtype = dtype,
+                             .progress = [&](const EvalResult& so_far, int64_t total) {
+                               if (progress.due()) progress.update(progress_line(so_far, total, report.split, {}));
+                             }});
+  put_result(report, run, result);
+  const double characters = set.characters_per_token() * static_cast<double>(result.tokens);
+  report.characters = std::llround(characters);
+  report.bits_per_character = finite(result.nats / std::numbers::ln2 / characters);
+  if (command.data.empty() && block == run.config.train.block && result.tokens == set.answer_tokens()) {
+    write_report(report, run);
+  }
+  return report;
+}
+
+}  // namespace
+
 EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
   LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const at::ScalarType dtype = compute_in(run, command.dtype);
+  if (const auto instructions = find_instructions(run, command)) {
+    return eval_instructions(run, command, *instructions, dtype);
+  }
   const SplitFile data = find_data(run, command);
   if (!fs::exists(data.path)) io_error(data.path.string(), ": no such token file");
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
 
   EvalReport report;
-  report.causal = run.model->routing().causal();
-  if (!report.causal) {
-    log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
-             "' sees tokens to come, or their place in a batch: the result says nothing about writing");
-  }
+  warn_of_routing(run, report);
   Progress progress;
   const EvalResult result = evaluate(*run.model, tokens,
                                      {.block = command.block > 0 ? command.block : run.config.train.block,
@@ -131,28 +226,12 @@ EvalReport run_eval(const EvalCommand& command) {
   report.run = command.run;
   report.split = data.split;
   report.data = data.path.string();
-  report.checkpoint_step = run.step;
-  report.tokens = result.tokens;
+  put_result(report, run, result);
   report.characters = std::llround(predicted_characters(result, tokens.header()));
   report.words = std::llround(predicted_words(result, tokens.header()));
-  report.nats = result.nats;
   report.bits_per_character = finite(bits_per_character(result, tokens.header()));
   report.word_perplexity = finite(word_perplexity(result, tokens.header()));
-  report.perplexity = perplexity(result);
-  report.load_imbalance = finite(routing::load_imbalance(result.routing.counts));
-  report.gate_entropy = finite(result.routing.mean_entropy());
-  report.dead_experts = routing::dead_experts(result.routing.counts);
-  for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
-  report.expert_fraction = fractions(result.routing.counts);
-  report.seconds = result.seconds;
-  if (data.own && result.tokens == tokens.size() - 1) {
-    const fs::path path = run.dir / "eval" / (data.split + ".json");
-    std::error_code failed;
-    fs::create_directories(path.parent_path(), failed);
-    if (failed) io_error(path.parent_path().string(), ": cannot make the folder: ", failed.message());
-    write_file_atomic(path, json_text(report.json(), 1) + "\n");
-    report.written = path.string();
-  }
+  if (data.own && result.tokens == tokens.size() - 1) write_report(report, run);
   return report;
 }
 

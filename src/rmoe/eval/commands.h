@@ -17,7 +17,7 @@ namespace rmoe {
 struct EvalCommand {
   std::string run;
   std::string split = "valid";
-  std::string data;  // a data folder or a token file; empty: the run's own data
+  std::string data;  // a data folder, a token file or a jsonl file of instructions; empty: the run's own data
   std::string checkpoint = "newest";
   int64_t block = 0, batch = 0;    // 0: the run's block, a batch chosen for speed
   int64_t tokens = 0;              // predict this many only; 0: all
@@ -30,7 +30,7 @@ struct EvalReport {
   std::string split;
   std::string data;  // the token file
   int64_t checkpoint_step = 0;
-  int64_t tokens = 0;                 // predicted
+  int64_t tokens = 0;                 // predicted; of instructions: those of the answers
   int64_t characters = 0, words = 0;  // that fall on them; 0: unknown
   double nats = 0;
   std::optional<double> bits_per_character, word_perplexity;

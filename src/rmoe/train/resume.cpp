@@ -15,9 +15,11 @@ namespace fs = std::filesystem;
 
 // What may differ between the parts of a run: how long, how watched and by how many threads, not what is computed.
 // (The number of threads changes the last bits of sums, not the method.)
-constexpr const char* kFreeKeys[] = {"/train/steps",      "/train/tokens",        "/train/minutes",   "/train/threads",
-                                     "/train/log_every",  "/train/routing_stats", "/train/recompute", "/train/eval",
-                                     "/train/checkpoint", "/train/sample",        "/data/path",       "/name"};
+constexpr const char* kFreeKeys[] = {
+    "/train/steps",      "/train/epochs",        "/train/tokens",          "/train/minutes",    "/train/threads",
+    "/train/log_every",  "/train/routing_stats", "/train/recompute",       "/train/eval",       "/train/checkpoint",
+    "/train/sample",     "/train/init",          "/data/instruct/train",   "/data/instruct/valid",
+    "/data/path",        "/name"};
 
 bool is_free(const std::string& key) {
   for (const char* free : kFreeKeys) {
@@ -35,7 +37,8 @@ std::string run_group(const RunConfig& config) {
   std::string text;
   const Json values = flat(config);
   for (const auto& [key, value] : values.items()) {
-    const bool counts = key == "/train/steps" || key == "/train/tokens" || key == "/data/path" || !is_free(key);
+    const bool counts = key == "/train/steps" || key == "/train/tokens" || key == "/train/init" ||
+                        key.starts_with("/data/") || !is_free(key);
     if (counts && key != "/train/seed") text += key + "=" + value.dump() + "\n";
   }
   char hash[20];
