@@ -176,7 +176,12 @@ Json parsed(std::string_view text, const std::string& where) {
   try {
     return parse_json(text, where);
   } catch (const Error& error) {
-    if (!text.starts_with('[')) throw;
+    if (!text.starts_with('[')) {
+      // Of a text of one line, the parser's "file:line:1:column: " is "file:line:column: ".
+      std::string message = error.message();
+      if (message.starts_with(where + ":1:")) message.erase(where.size(), 2);
+      throw Error(error.code(), message, error.help());
+    }
     throw Error(error.code(), str(where, ": a list over several lines, expected one object a line"),
                 "`jq -c '.[]' FILE` writes a list so");
   }

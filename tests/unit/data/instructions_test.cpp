@@ -102,10 +102,10 @@ TEST_F(ReadInstructions, BadLinesAreNamedByFileAndLine) {
   EXPECT_EQ(refusal(R"({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "a"}]})"),
             ":1: message 2 has the role system, which is for the first one only");
   EXPECT_TRUE(refusal(R"({"messages": [], "instruction": "a"})").starts_with(":1: has both"));
-  EXPECT_TRUE(refusal(good + "{\"instruction\": ").starts_with(":2: "));
+  EXPECT_TRUE(refusal(good + "{\"instruction\": ").starts_with(":2:17: syntax error"));
   EXPECT_TRUE(refusal("[\n{}\n]\n").starts_with(":1: a list over several lines"));
   EXPECT_TRUE(refusal("3").starts_with(":1: expected an object"));
-  EXPECT_TRUE(refusal("{\"instruction\": \"a\xff\", \"output\": \"b\"}").starts_with(":1: "));
+  EXPECT_TRUE(refusal("{\"instruction\": \"a\xff\", \"output\": \"b\"}").starts_with(":1:19: "));
   EXPECT_TRUE(refusal("").find("no sample is left") != std::string::npos);
 }
 
