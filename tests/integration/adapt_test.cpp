@@ -163,7 +163,7 @@ TEST_F(Adapt, UpcycledRunsTrainGenerateAndAreRetrofitted) {
   generate.prompt = "the ";
   generate.tokens = 5;
   generate.threads = 1;
-  EXPECT_EQ(run_generate(generate).tokens, 5);
+  EXPECT_EQ(run_generate(generate, {}).tokens, 5);
   EvalCommand eval;
   eval.run = up.string();
   eval.threads = 1;
@@ -228,9 +228,9 @@ TEST_P(Retrofit, TheFirstOutputIsTheOldOne) {
   generate.tokens = 20;
   generate.threads = 1;
   generate.run = run.string();
-  const std::string text = run_generate(generate).text;
+  const std::string text = run_generate(generate, {}).text;
   generate.run = command.source.out;
-  EXPECT_EQ(run_generate(generate).text, text);
+  EXPECT_EQ(run_generate(generate, {}).text, text);
 }
 
 TEST_P(Retrofit, EverythingTrainsOn) {

@@ -32,7 +32,7 @@ class Finetuning : public ::testing::TestWithParam<std::tuple<Family, bool>> {
     testing::write_text_data(dir_.path() / "data", 3000);
     std::ofstream file(dir_.path() / "sft.jsonl");
     for (int i = 0; i < 40; ++i) {
-      file << R"({"instruction": "count to )" << i << R"(", "output": ")" << std::string(1 + i % 13, 'a' + i % 5)
+      file << R"({"instruction": "count to )" << i << R"(", "output": ")" << std::string(static_cast<size_t>(1 + i % 13), "abcde"[i % 5])
            << "\"}\n";
     }
     RunConfig start = testing::tiny_config(std::get<0>(GetParam()), std::get<1>(GetParam()));
