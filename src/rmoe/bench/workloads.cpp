@@ -2,10 +2,10 @@
 #include <chrono>
 #include <memory>
 
+#include "rmoe/base/child.h"
 #include "rmoe/base/config.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/log.h"
-#include "rmoe/base/child.h"
 #include "rmoe/bench/machine.h"
 #include "rmoe/bench/recorder.h"
 #include "rmoe/bench/temporary.h"
@@ -47,7 +47,8 @@ struct Running {
     if (const int64_t threads = threads_of(command); threads > 0) {
       arguments.insert(arguments.end(), {"--threads", std::to_string(threads)});
     }
-    process = std::make_unique<Child>(str("bench: the process of variant '", variant.name, "'"), program, arguments, variant.settings);
+    process = std::make_unique<Child>(str("bench: the process of variant '", variant.name, "'"), program, arguments,
+                                      variant.settings);
     const Json ready = answer();
     row.first = ready.at("first_s");
     row.tokens = ready.at("tokens");
