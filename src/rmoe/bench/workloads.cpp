@@ -2,10 +2,10 @@
 #include <chrono>
 #include <memory>
 
+#include "rmoe/base/child.h"
 #include "rmoe/base/config.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/log.h"
-#include "rmoe/base/child.h"
 #include "rmoe/bench/machine.h"
 #include "rmoe/bench/recorder.h"
 #include "rmoe/bench/temporary.h"
