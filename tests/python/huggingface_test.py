@@ -32,6 +32,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 WORDS = "the router remembers what a token was and every layer asks it again so no expert sleeps".split()
 TEXT = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(600)) + "\n"
 VOCABULARY = 64
+HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(HERE)), "python")
 
 
 def run(*arguments, code=0, env=ENVIRONMENT, **options):
@@ -333,22 +335,138 @@ class LlamaMoeRnn(Case):
         self.check("gru", shared=False, bias=False, moe_layers=4)
 
 
+class Exported(Case):
+    """Folders of llama_moe_rnn that trained runs were exported to, read by transformers' Auto classes with the package
+    rmoe and without it. exported_model.py says what is compared."""
+
+    CONFIG = """
+        [data]
+        path = "{data}"
+        [model]
+        family = "llama"
+        layers = 4
+        width = 32
+        heads = 4
+        init_std = 0.3
+        {model}
+        [model.llama]
+        kv_heads = 2
+        {llama}
+        [model.moe]
+        experts = 5
+        top_k = 2
+        expert_width = 24
+        balance = [{{ kind = "concatenated", weight = 0.03 }}]
+        {moe}
+        [train]
+        steps = 6
+        batch = 4
+        block = 24
+        optimizer.lr = 0.01
+        schedule.warmup = 1
+        sample.length = 0
+        eval.every = 0
+        threads = 1
+    """
+    DENSE = "dense_layers = 1\ndense_width = 40"
+    SHARED = "shared_width = 20\nmoe_weight = 0.4\nshared_weight = 0.7"
+    RUNS = {"gru": (DENSE, "", SHARED + "\nbias = true\nstage = { kind = 'gru', width = 12 }"),
+            "rnn": ("", "tie_embeddings = true", "stage = { kind = 'rnn', width = 12 }"),
+            "linear": (DENSE, "rope_theta = 500.0", SHARED)}
+
+    def python(self, script, *arguments, path=None):
+        environment = {k: v for k, v in ENVIRONMENT.items() if k != "PYTHONPATH"}
+        environment.update(HF_HOME=self.path("cache"), **({"PYTHONPATH": path} if path else {}))
+        done = subprocess.run([sys.executable, os.path.join(HERE, script), *map(str, arguments)], capture_output=True,
+                              text=True, env=environment, cwd=self.folder)
+        self.assertEqual(done.returncode, 0, done.stderr[-3000:])
+        return done.stdout
+
+    def test_trained_runs_load_with_and_without_the_package(self):
+        word_tokenizer().save_pretrained(self.path("words"))
+        self.prepare(self.path("words"), self.path("data"))
+        shutil.copy(self.path("data/train.tok"), self.path("data/valid.tok"))
+        pairs = []
+        for name, (model, llama, moe) in self.RUNS.items():
+            with open(self.path(name + ".toml"), "w") as file:
+                file.write(self.CONFIG.format(data=self.path("data"), model=model, llama=llama, moe=moe))
+            run("train", self.path(name + ".toml"), "--out", self.path(name, "run"), "--quiet")
+            ours = self.logits(self.path(name, "run"))
+            self.assertGreater(ours["logits"].std().item(), 0.1)
+            folder, logits = self.path(name, "hf"), self.path(name, "logits.safetensors")
+            os.rename(self.path("logits.safetensors"), logits)
+            pairs += [folder, logits]
+            texts = []
+            for prompt in ("the router", "so no expert sleeps and"):
+                answer = json.loads(run("generate", self.path(name, "run"), "-p", prompt, "-n", 16, "--greedy",
+                                        "--json").stdout)
+                texts.append({"prompt": prompt, "tokens": 16, "text": answer["text"]})
+            self.assertGreater(len({word for text in texts for word in text["text"].split()}), 3, texts)
+            with open(logits + ".json", "w") as file:
+                json.dump(texts, file)
+
+            run("export", self.path(name, "run"), folder)
+            for file in ("configuration_llama_moe_rnn.py", "modeling_llama_moe_rnn.py"):
+                self.assertEqual(read(os.path.join(folder, file)), read(os.path.join(PACKAGE, "rmoe/hf", file)), file)
+            # There and back: the same bytes in the run and in the folder.
+            run("import", folder, "--out", self.path(name, "again"))
+            run("export", self.path(name, "again"), self.path(name, "hf2"))
+            run("import", self.path(name, "hf2"), "--out", self.path(name, "third"))
+            trained = max(os.listdir(self.path(name, "run/checkpoints")), key=lambda step: int(step.split("_")[1]))
+            before = load_file(self.path(name, "run/checkpoints", trained, "model.safetensors"))
+            after = load_file(self.path(name, "again/checkpoints/step_0/model.safetensors"))
+            self.assertEqual(sorted(before), sorted(after))
+            for key, tensor in before.items():
+                self.assertTrue(torch.equal(tensor, after[key]), key)
+            for one, other in (("hf/model.safetensors", "hf2/model.safetensors"), ("hf/config.json", "hf2/config.json"),
+                               ("hf/tokenizer.json", "hf2/tokenizer.json"),
+                               ("again/checkpoints/step_0/model.safetensors", "third/checkpoints/step_0/model.safetensors")):
+                self.assertEqual(read(self.path(name, one)), read(self.path(name, other)), f"{name}: {one}")
+
+        saved = self.path("remote.safetensors"), self.path("package.safetensors")
+        self.python("exported_model.py", "--save", saved[0], *pairs)
+        out = self.python("exported_model.py", "--import-rmoe", "--save", saved[1], *pairs, path=PACKAGE)
+        self.assertEqual(out.count("2 texts, logits, routing, balance loss and gradients agree"), 3)
+        remote, package = map(load_file, saved)
+        self.assertEqual(sorted(remote), sorted(package))
+        for key, tensor in remote.items():
+            self.same(package[key], tensor, 2e-5, key)
+
+    def test_an_export_that_differs_is_noticed(self):
+        """The comparison can fail: a weight of the folder is moved."""
+        torch.manual_seed(2)
+        LlamaMoeRnn.build(self, self.path("hf"), "gru", True, True, 3)
+        run("import", self.path("hf"), "--out", self.path("run"))
+        self.logits(self.path("run"))
+        run("export", self.path("run"), self.path("back"))
+        arguments = (self.path("back"), self.path("logits.safetensors"))
+        self.python("exported_model.py", *arguments)
+        tensors = load_file(self.path("back/model.safetensors"))
+        tensors["model.rnn_router.bias_hn"] += 0.01
+        save_file(tensors, self.path("back/model.safetensors"), {"format": "pt"})
+        with self.assertRaisesRegex(AssertionError, "logits: differs by"):
+            self.python("exported_model.py", *arguments)
+
+
 class Formats(Case):
     """Element types and shards."""
 
     def test_types_and_shards_round_trip_byte_for_byte(self):
         for i, (dtype, name) in enumerate([(torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")]):
             with self.subTest(name):
-                model = make(self.path(f"hf{i}"), "mixtral", dtype, max_shard_size="40KB")
+                make(self.path(f"hf{i}"), "mixtral", dtype, max_shard_size="40KB")
                 self.assertTrue(os.path.exists(self.path(f"hf{i}", "model.safetensors.index.json")))
                 run("import", self.path(f"hf{i}"), "--out", self.path(f"run{i}"))
                 run("export", self.path(f"run{i}"), self.path(f"back{i}"), "--dtype", name)
                 back = load_file(self.path(f"back{i}", "model.safetensors"))
                 self.assertEqual(json.loads(read(self.path(f"back{i}/config.json")))["torch_dtype"],
                                  str(dtype).removeprefix("torch."))
-                for key, tensor in model.state_dict().items():
-                    self.assertEqual(back[key].dtype, dtype)
-                    self.assertTrue(torch.equal(tensor, back[key]), key)
+                index = json.loads(read(self.path(f"hf{i}", "model.safetensors.index.json")))["weight_map"]
+                self.assertEqual(sorted(index), sorted(back))
+                for shard in sorted(set(index.values())):
+                    for key, tensor in load_file(self.path(f"hf{i}", shard)).items():
+                        self.assertEqual(back[key].dtype, dtype)
+                        self.assertTrue(torch.equal(tensor, back[key]), key)
                 run("import", self.path(f"back{i}"), "--out", self.path(f"again{i}"))
                 file = "checkpoints/step_0/model.safetensors"
                 self.assertEqual(read(self.path(f"run{i}", file)), read(self.path(f"again{i}", file)))
@@ -373,11 +491,33 @@ class Formats(Case):
         file = "checkpoints/step_0/model.safetensors"
         self.assertEqual(read(self.path("run", file)), read(self.path("run2", file)))
 
+    def test_config_as_transformers_5_writes_it(self):
+        for name in ("qwen3_moe", "olmoe", "llama3"):
+            make(self.path(name), name)
+            config = json.loads(read(self.path(name, "config.json")))
+            theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
+            rope = config.pop("rope_parameters", None) or {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+            experts = config.pop("num_experts", None) or config.pop("num_local_experts", None)
+            common = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
+            old = {"rope_theta": rope["rope_theta"], "torch_dtype": "float32", "num_experts": experts,
+                   "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"} if name == "llama3" else None}
+            new = {"rope_parameters": rope, "dtype": "float32", "num_local_experts": experts}
+            for i, fields in enumerate((old, new)):
+                with open(self.path(name, "config.json"), "w") as file:
+                    json.dump({**common, **{k: v for k, v in fields.items() if v is not None}}, file)
+                run("import", self.path(name), "--out", self.path(f"{name}-run{i}"))
+            for file in ("checkpoints/step_0/model.safetensors", "config.toml"):
+                one, other = (read(self.path(f"{name}-run{i}", file)).replace(f"-run{i}".encode(), b"") for i in (0, 1))
+                self.assertEqual(one, other, file)
+
     def test_tokenizer_files_are_carried_along(self):
         make(self.path("hf"), "llama")
         run("import", self.path("hf"), "--out", self.path("run"))
         run("export", self.path("run"), self.path("back"))
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        files = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}
+        files &= set(os.listdir(self.path("hf")))
+        self.assertGreaterEqual(len(files), 3)  # transformers 5 writes no special_tokens_map.json
+        for file in files:
             self.assertEqual(read(self.path("hf", file)), read(self.path("back", file)), file)
 
     def test_memory_does_not_grow_with_the_checkpoint(self):
@@ -421,6 +561,8 @@ class Refused(Case):
     def change(self, file="config.json", **changes):
         path = self.path("hf", file)
         content = json.loads(read(path))
+        if "rope_scaling" in changes:
+            content.pop("rope_parameters", None)  # where transformers 5 wrote it
         content.update(changes)
         with open(path, "w") as out:
             json.dump(content, out)
@@ -445,6 +587,7 @@ class Refused(Case):
             ({"num_local_experts": "many"}, "'num_local_experts'"),
             ({"num_experts_per_tok": 9}, "'num_experts_per_tok'"),
             ({"rms_norm_eps": 0}, "'rms_norm_eps'"), ({"vocab_size": 1.5}, "'vocab_size'"),
+            ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_theta": 500.0}}, "'rope_scaling'"),
         ]:
             with self.subTest(changes):
                 self.change(**changes)
@@ -456,7 +599,8 @@ class Refused(Case):
         for name, changes, says in [("olmoe", {"clip_qkv": 8.0}, "'clip_qkv'"),
                                     ("llama", {"mlp_bias": True}, "'mlp_bias'"),
                                     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8},
-                                     "'sliding_window'")]:
+                                     "'sliding_window'"),
+                                    ("qwen3_moe", {"num_experts": 6, "num_local_experts": 5}, "'num_local_experts'")]:
             shutil.rmtree(self.path("hf"))
             make(self.path("hf"), name)
             self.change(**changes)

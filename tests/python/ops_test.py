@@ -223,7 +223,8 @@ class Ops(unittest.TestCase):
                 for call, message in (
                         (lambda: R.gate(torch.zeros(4, 6), torch.zeros(5, 7), None, 2, True),
                          r"gate: weight must be \[N, 6\], got \[5, 7\]"),
-                        (lambda: R.gate(torch.zeros(4, 7), torch.zeros(5, 7), None, 6, True), "top_k is 6, expected 1 to 5"),
+                        (lambda: R.gate(torch.zeros(4, 7), torch.zeros(5, 7), None, 6, True),
+                         "top_k is 6, expected 1 to 5"),
                         (lambda: R.added_gate(torch.zeros(4, 7), torch.zeros(5, 7), None, torch.zeros(4, 4), 2, True),
                          r"added_gate: added must be \[4, 5\], got \[4, 4\]"),
                         (lambda: R.linear_cross_entropy(torch.zeros(2, 6), torch.zeros(5, 6), None,

@@ -152,7 +152,8 @@ double estimate(const Options& options, const std::vector<Job>& jobs) {
                                  std::to_string(options.threads_each())});
       const Json report = parse_json(output_of(kThisProgram, words, options.folder() / "logs" / "estimate.log"),
                                      "reproduce: the estimate");
-      known = step_seconds.emplace(job.config, report.at("variants").at(0).at("times").at("median_s").get<double>()).first;
+      const double median = report.at("variants").at(0).at("times").at("median_s").get<double>();
+      known = step_seconds.emplace(job.config, median).first;
     }
     seconds += known->second * job.work;
   }
@@ -168,7 +169,8 @@ void analyze(const Options& options, const Entry& entry, std::vector<RowResult>&
   }
   if (words.size() == 1) return;
   constexpr const char* kTokens = "100000";
-  words.insert(words.end(), {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
+  words.insert(words.end(),
+               {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
   const Json report = parse_json(
       output_of(kThisProgram, words, options.folder() / "logs" / (entry.name + ".log")), "reproduce: the analysis");
   size_t next = 0;

@@ -544,7 +544,8 @@ std::string at_equal_time(const Comparison& c, const Difference& d) {
       str("at equal training time (", fixed(d.equal_time.seconds, 0), " s, validation): ",
           fixed(i.mean, decimals, true), in_bits(c) ? " bits per character" : " perplexity per token");
   if (n < 2) return mean + " with one seed";
-  return str(mean, " over ", n, " seeds, 95 % interval ", fixed(i.low, decimals, true), " to ", fixed(i.high, decimals, true));
+  return str(mean, " over ", n, " seeds, 95 % interval ", fixed(i.low, decimals, true), " to ",
+             fixed(i.high, decimals, true));
 }
 
 std::string causal_note(const Comparison& c) {

@@ -119,7 +119,8 @@ class Page {
       at->second += (at->second.empty() ? "" : " · ") + c_.groups[static_cast<size_t>(d.first)].marked_name();
       if (d.verdict == Verdict::kDifferent) {
         const int decimals = c_.unit.decimals + 1;
-        at->second += str(" (", fixed(d.interval.low, decimals, true), " to ", fixed(d.interval.high, decimals, true), ")");
+        at->second +=
+            str(" (", fixed(d.interval.low, decimals, true), " to ", fixed(d.interval.high, decimals, true), ")");
       }
     }
     put("<p class=\"finding\">Against ", escape_html(baseline().marked_name()), ", ", split_name(), " text",

@@ -85,6 +85,9 @@ void read_rope(const Reader& in, double theta, LlamaConfig& llama) {
   llama.rope_theta = in.positive("rope_theta", theta);
   in.only("partial_rotary_factor", 1.0);
   const char* key = in.find("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (in.find("rope_parameters") && in.find("rope_scaling")) {
+    in.refuse("rope_scaling", "beside 'rope_parameters'; expected one of them");
+  }
   const Json* found = in.find(key);
   if (!found) return;
   if (!found->is_object()) in.refuse(key, "expected an object");
@@ -143,10 +146,20 @@ void read_moe_rnn(const Reader& in, ModelConfig& m) {
   }
 }
 
+// num_experts, which transformers 5 writes as num_local_experts.
+int64_t read_experts(const Reader& in, int64_t fallback) {
+  const int64_t local = in.integer("num_local_experts", 1, kMostExperts, fallback);
+  const int64_t experts = in.integer("num_experts", 1, kMostExperts, local);
+  if (in.find("num_local_experts") && local != experts) {
+    in.refuse("num_local_experts", str("but 'num_experts' is ", experts, "; expected one number"));
+  }
+  return experts;
+}
+
 void read_qwen3(const Reader& in, ModelConfig& m) {
   m.llama.qk_norm = QkNorm::kHead;
   m.dense_width = in.width("intermediate_size", 6144);
-  m.moe.experts = in.integer("num_experts", 1, kMostExperts, 128);
+  m.moe.experts = read_experts(in, 128);
   m.moe.expert_width = in.width("moe_intermediate_size", 768);
   // Layer i is MoE where i + 1 is a multiple of the step.
   m.moe.every = in.integer("decoder_sparse_step", 1, 1e6, 1);
@@ -416,7 +429,7 @@ Described read_config(const Json& config, const std::string& what) {
     case ModelType::kOlmoe:
       in.only("clip_qkv", nullptr);
       m.llama.qk_norm = QkNorm::kWhole;
-      m.moe.experts = in.integer("num_experts", 1, kMostExperts, 64);
+      m.moe.experts = read_experts(in, 64);
       m.moe.expert_width = in.width("intermediate_size", 2048);
       break;
     case ModelType::kQwen3Moe:

@@ -68,6 +68,35 @@ ModelType type_of(const ExportCommand& command, const ModelConfig& model, const 
   return choose_type(model);
 }
 
+// The text of a token of tokenizer.json; empty where it has none.
+std::string token_text(const Json& tokenizer, int64_t id) {
+  if (tokenizer.contains("added_tokens") && tokenizer.at("added_tokens").is_array()) {
+    for (const Json& token : tokenizer.at("added_tokens")) {
+      if (token.value("id", int64_t{-1}) == id) return token.value("content", "");
+    }
+  }
+  const Json* vocabulary = tokenizer.at("model").contains("vocab") ? &tokenizer.at("model").at("vocab") : nullptr;
+  if (vocabulary && vocabulary->is_object()) {
+    for (const auto& [text, value] : vocabulary->items()) {
+      if (value.is_number_integer() && value.get<int64_t>() == id) return text;
+    }
+  }
+  return "";
+}
+
+// What transformers' AutoTokenizer wants beside tokenizer.json: the class, which it cannot tell from the model's type,
+// and the token that ends a text.
+void write_tokenizer_config(const data::Tokenizer& tokenizer, const fs::path& folder) {
+  Json config{{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+  if (tokenizer.separator()) {
+    const Json file = parse_json(read_file(folder / "tokenizer.json"), (folder / "tokenizer.json").string(),
+                                 {.bytes = int64_t{1} << 30, .depth = 256});
+    const std::string end = token_text(file, *tokenizer.separator());
+    if (!end.empty()) config["eos_token"] = end;
+  }
+  write_file_atomic(folder / "tokenizer_config.json", json_text(config, 2) + "\n");
+}
+
 // A run's own tokenizer where transformers has no form of it, and for the way back.
 void save_tokenizer(const data::Tokenizer& tokenizer, const fs::path& folder) {
   const fs::path inner = folder / ".tokenizer";
@@ -82,6 +111,7 @@ void save_tokenizer(const data::Tokenizer& tokenizer, const fs::path& folder) {
     std::error_code error;
     fs::copy_file(folder / "tokenizer.hf.json", folder / "tokenizer.json", error);
     if (error) io_error("cannot write ", (folder / "tokenizer.json").string(), ": ", error.message());
+    write_tokenizer_config(tokenizer, folder);
   } else if (tokenizer.kind() != "sentencepiece") {
     log_info("the tokenizer is of kind '", tokenizer.kind(), "', which transformers has no form of: it is in ",
              "rmoe_tokenizer.json, which `rmoe import` reads");

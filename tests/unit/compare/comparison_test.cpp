@@ -294,8 +294,10 @@ TEST_F(Comparing, ComparesQualityAtEqualTime) {
     std::string lines;
     for (int step = 1; step <= 4; ++step) {
       const double seconds = step * (slow ? 20.0 : 10.0);
-      lines += json_text({{"kind", "eval"}, {"step", step}, {"tokens", step * 10}, {"seconds", 7 * step}, {"split", "valid"},
-                          {"bpc", (slow ? 1.9 : 2.0) - 0.1 * std::log(seconds)}, {"perplexity", 4.0}}) + "\n";
+      const double bpc = (slow ? 1.9 : 2.0) - 0.1 * std::log(seconds);
+      const Json line = {{"kind", "eval"},   {"step", step}, {"tokens", step * 10}, {"seconds", 7 * step},
+                         {"split", "valid"}, {"bpc", bpc},   {"perplexity", 4.0}};
+      lines += json_text(line) + "\n";
     }
     write_text(paths_[i] + "/metrics.jsonl", lines);
   }

@@ -33,7 +33,9 @@ std::vector<ExpertParams> expert_params(const LoadedRun& run) {
     const int64_t layer = moe_layer_of(run.config.model, p.name);
     if (layer < 0) continue;
     for (size_t m = 0; m < 3; ++m) {
-      if (p.name.ends_with(str(".experts.", kMatrices[m], ".weight"))) layers[static_cast<size_t>(layer)].matrices[m] = &p;
+      if (p.name.ends_with(str(".experts.", kMatrices[m], ".weight"))) {
+        layers[static_cast<size_t>(layer)].matrices[m] = &p;
+      }
     }
   }
   return layers;
