@@ -27,8 +27,8 @@ namespace fs = std::filesystem;
 std::optional<fs::path> find_instructions(const LoadedRun& run, const EvalCommand& command) {
   if (!command.data.empty()) {
     const fs::path data = command.data;
-    if (fs::is_directory(data) || data.extension() == ".tok") return {};
-    if (!fs::exists(data)) io_error(data.string(), ": no such data folder, token file or instruction file");
+    if (data.extension() != ".jsonl" && data.extension() != ".json") return {};
+    if (!fs::exists(data)) io_error(data.string(), ": no such instruction file");
     return data;
   }
   const InstructConfig& instruct = run.config.data.instruct;
