@@ -21,8 +21,9 @@ LAYERS = [
     ["models"],
     ["eval", "compare"],
     ["hf"],  # reads runs with eval
-    # These run models with eval; reproduce compares with compare; what Python reaches besides the ops.
-    ["train", "analysis", "reproduce", "python"],
+    # These run models with eval; adapt and train carry on what hf imported; reproduce compares with compare; what Python
+    # reaches besides the ops.
+    ["train", "adapt", "analysis", "reproduce", "python"],
     ["bench"],  # measures them all
     ["cli"],
 ]

@@ -16,8 +16,8 @@ import torch
 
 from rmoe import plain
 
-__all__ = ["add_layer_norm", "add_rms_norm", "causal_attention", "experts", "gate", "gru_cell", "layer_norm", "linear",
-           "linear_cross_entropy", "recurrent_stage", "rms_norm", "rotate", "span_attention"]
+__all__ = ["add_layer_norm", "add_rms_norm", "added_gate", "causal_attention", "experts", "gate", "gru_cell",
+           "layer_norm", "linear", "linear_cross_entropy", "recurrent_stage", "rms_norm", "rotate", "span_attention"]
 
 
 def _has_ops():
@@ -70,6 +70,17 @@ def gate(feature, weight, bias, top_k, renormalize=True):
     """
     op = torch.ops.rmoe.gate if _has_ops() else plain.gate
     return op(feature, weight, bias, top_k, renormalize)
+
+
+def added_gate(feature, weight, bias, added, top_k, renormalize=True):
+    """gate with logits = feature W^T + b + added: for a router that reads x, beside a gate on the recurrent state.
+
+    added [T, N] any float, read in fp32 (fp64 for an fp64 feature); the rest as in gate. Returns what gate does; zeros in
+    added leave every result as gate gives it, bit for bit. Differentiable in added, too.
+    Source: rmoe's own, for `rmoe retrofit` (model.moe.state_gate).
+    """
+    op = torch.ops.rmoe.added_gate if _has_ops() else plain.added_gate
+    return op(feature, weight, bias, added, top_k, renormalize)
 
 
 def experts(x, ids, weights, w1, b1, w2, b2, w3=None, dropout_p=0.0, dropout_key=0):

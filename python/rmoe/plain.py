@@ -51,8 +51,14 @@ def recurrent_stage(cell, x, state, cell_state, projection, w_ih, w_hh, b_ih, b_
 
 
 def gate(feature, weight, bias, top_k, renormalize):
+    return added_gate(feature, weight, bias, None, top_k, renormalize)
+
+
+def added_gate(feature, weight, bias, added, top_k, renormalize):
     wide = _wide(feature)
     logits = F.linear(feature.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    if added is not None:
+        logits = logits + added.to(wide)
     probs = logits.softmax(-1)
     ids = probs.detach().sort(stable=True, dim=-1, descending=True).indices[:, :top_k].contiguous()
     weights = logits.gather(1, ids).softmax(-1) if renormalize else probs.gather(1, ids)

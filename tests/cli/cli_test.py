@@ -226,6 +226,132 @@ class WithRun(WithData):
 # ---- the command line
 
 
+class FromWeightsThatAreThere(Case):
+    """Dense run -> MoE -> RMoE -> fine-tuned on instructions, and what goes wrong on the way."""
+
+    SMALL = ["--model.family=llama", "--model.layers=2", "--model.width=16", "--model.heads=2", "--model.moe.experts=4",
+             "--model.moe.expert_width=12", "--model.moe.shared_width=0", "--train.batch=4", "--train.block=32",
+             "--train.steps=2", "--train.sample.length=0"]
+    TUNING = ["--train.batch=8", "--train.accumulate=2", "--train.block=200", "--train.steps=3", "--train.dtype=fp32",
+              "--train.sample.length=0"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        write(cls.path("text.txt"), text_of(2000, 1))
+        lines = [json.dumps({"instruction": f"say {i}", "input": "", "output": "word " * (i % 4 + 1)})
+                 for i in range(30)]
+        lines[4] = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+        cls.lines = lines
+        write(cls.path("sft.jsonl"), "\n".join(lines) + "\n")
+        for command in (["data", "prepare", "text.txt", "--out", "data"],
+                        ["train", "--data.path=data", "--model.dense_layers=2", "--model.dense_width=24",
+                         "--out", "dense",
+                         *cls.SMALL],
+                        ["upcycle", "dense", "--out", "moe", "--experts", "4", "--top-k", "2", "--method", "split"],
+                        ["retrofit", "moe", "--out", "rmoe", "--width", "8"]):
+            result = cls.run_rmoe(*command)
+            if result.code != 0:
+                raise RuntimeError(f"{command}: {result.err}")
+
+    def test_upcycling_and_retrofitting_say_what_they_did(self):
+        made = json.loads(self.succeeds("upcycle", "dense", "--out", "copies", "--json").out)
+        self.assertEqual(made["run"], "copies")
+        self.assertLess(made["difference"], 1e-5)
+        self.assertGreater(made["params"], made["params_before"])
+        fitted = json.loads(self.succeeds("retrofit", "copies", "--out", "fitted", "--train", "routers", "--json").out)
+        self.assertIs(fitted["identical"], True)
+        self.assertIn("bit for bit", self.succeeds("retrofit", "copies", "--out", "fitted2", "--stage", "lstm").out)
+        before, after = (self.succeeds("generate", run, "-p", "the ", "-n", "20", "--seed", "3").out
+                         for run in ("copies", "fitted"))
+        self.assertEqual(before, after)
+        self.succeeds("train", "fitted/config.toml", "--train.steps=2", "--out", "on")
+
+    def test_fine_tuning_reports_answers(self):
+        result = self.succeeds("train", "--init", "rmoe", "--data.instruct.train=sft.jsonl",
+                               "--data.instruct.valid_share=0.2",
+                               "--train.freeze=['*.block_sparse_moe.*', '!*.experts.*', 'model.rnn_router.*']",
+                               "--out", "tuned", *self.TUNING)
+        self.assertIn("24 samples to train on", result.err)
+        self.assertIn("no balance losses in 2 of 2 MoE layers", result.err)
+        report = json.loads(self.succeeds("eval", "tuned", "--json").out)
+        whole = json.loads(self.succeeds("eval", "tuned", "--data", "sft.jsonl", "--json").out)
+        self.assertLess(report["tokens"], whole["tokens"])
+        # Of every answer its bytes, and two line feeds.
+        answers = [json.loads(line) for line in self.lines]
+        size = sum(len(a.get("output", "b")) + 2 for a in answers)
+        self.assertEqual(whole["tokens"], size)
+        with gzip.open(self.path("packed.jsonl.gz"), "wb") as file:
+            file.write(read(self.path("sft.jsonl")))
+        packed = json.loads(self.succeeds("eval", "tuned", "--data", "packed.jsonl.gz", "--json").out)
+        self.assertEqual(packed["nats"], whole["nats"])
+        self.fails(2, "eval", "tuned", "--split", "test", says="no split 'test'")
+        self.fails(4, "eval", "tuned", "--data", "nothing.jsonl", says="nothing.jsonl")
+
+    def test_a_run_goes_on_without_the_one_that_it_started_from(self):
+        shutil.copytree(self.path("rmoe"), self.path("start"))
+        tune = ["train", "--init", "start", "--data.instruct.train=sft.jsonl", *self.TUNING, "--out", "goes-on"]
+        self.succeeds(*tune)
+        shutil.rmtree(self.path("start"))
+        self.succeeds(*tune, "--train.steps=4")
+        self.succeeds("train", "goes-on/config.toml", "--train.steps=5", "--out", "goes-on")
+        self.assertEqual(json.loads(read(self.path("goes-on/summary.json")))["steps"], 5)
+        self.fails(2, *tune[:-1], "elsewhere", says="start: not a run folder")
+
+    def test_what_has_two_gates_per_router_is_not_exported(self):
+        result = self.fails(2, "export", "rmoe", "folder", says="rmoe: has two gates per router, model.moe.state_gate")
+        self.assertEqual(len(result.err.splitlines()), 1, result.err)
+        self.assertEqual(json.loads(self.succeeds("export", "moe", "folder", "--json").out)["model_type"], "mixtral")
+
+    def test_bad_samples_are_named_by_file_and_line(self):
+        for number, (line, says) in enumerate([
+                ('{"instruction": "a"}', "'output' is missing"),
+                ('{"output": "a"}', "'instruction' is missing"),
+                ('{"messages": [{"role": "robot", "content": "a"}]}', "unknown role 'robot'"),
+                ('{"instruction": "a", "output": ["b"]}', "'output' is "),
+                ('{"instruction": ', "syntax error")]):
+            with self.subTest(line):
+                write(self.path("bad.jsonl"), self.lines[0] + "\n" + line + "\n")
+                self.fails(2, "train", "--init", "rmoe", "--data.instruct.train=bad.jsonl", "--out", f"bad{number}",
+                           *self.TUNING, says=["bad.jsonl:2:", says])
+
+    def test_samples_without_answer_and_too_long_ones_are_counted(self):
+        long = json.dumps({"instruction": "a", "output": "b" * 500})
+        write(self.path("odd.jsonl"), "\n".join([*self.lines, '{"instruction": "a", "output": ""}', long]) + "\n")
+        command = ["train", "--init", "rmoe", "--data.instruct.train=odd.jsonl", *self.TUNING]
+        result = self.succeeds(*command, "--out", "odd")
+        self.assertIn("odd.jsonl:31: no answer; such samples are left out, 1 in all", result.err)
+        self.assertIn("odd.jsonl:32: longer than train.block + 1 tokens; such samples are left out, 1 in all",
+                      result.err)
+        self.assertIn("1 samples were cut", self.succeeds(*command, "--data.instruct.too_long=cut", "--out", "cut").err)
+        self.fails(2, *command, "--data.instruct.too_long=refuse", "--out", "refused",
+                   says="odd.jsonl:32: the sample has ")
+
+    def test_what_cannot_be_is_refused_in_a_line(self):
+        tune = ["train", "--data.instruct.train=sft.jsonl", *self.TUNING, "--out", "never"]
+        self.fails(2, *tune, "--init", "rmoe", "--train.freeze=['*.wieght']", says="'*.wieght' matches no tensor")
+        self.fails(2, *tune, "--init", "nothing", says="nothing: not a run folder")
+        self.fails(2, *tune, says="needs a tokenizer")
+        self.fails(2, *tune, "--init", "rmoe", "--data.instruct.user=abc", says="{content}")
+        self.fails(2, "upcycle", "moe", "--out", "unmade", says="MoE layers")
+        self.fails(2, "upcycle", "dense", "--out", "moe", says="is there already")
+        self.fails(2, "upcycle", "dense", "--out", "unmade", "--slices", "3", says="--slices")
+        self.fails(2, "upcycle", "dense", "--out", "unmade", "--method", "split", "--slices", "5",
+                   says="5 equal slices")
+        self.fails(2, "retrofit", "rmoe", "--out", "unmade", says="has the stage 'gru' already")
+        self.fails(2, "retrofit", "dense", "--out", "unmade", says="no MoE layer")
+        self.fails(4, "retrofit", "nothing", "--out", "unmade", says="nothing")
+        self.assertFalse(os.path.exists(self.path("unmade")))
+
+    def test_the_papers_configs_train(self):
+        for name, run in (("sft_alpaca", "rmoe"), ("sft_alpaca_frozen_router", "moe"),
+                          ("sft_alpaca_frozen_router_and_cell", "rmoe")):
+            with self.subTest(name):
+                self.succeeds("train", os.path.join(ROOT, "configs", name + ".toml"), "--init", run,
+                              "--data.instruct.train=sft.jsonl", "--train.batch=8", "--train.accumulate=2",
+                              "--out", name)
+
+
 class Help(Case):
     def commands_of(self, *command):
         listed = self.succeeds(*command, "--help").out.partition("\nSubcommands:\n")[2].partition("\n\n")[0]

@@ -423,6 +423,11 @@ INSTANTIATE_TEST_SUITE_P(
         Variant{"a_head_per_two_layers", joined(kGru, {"--router_group=2"})},
         Variant{"zero_computation", {"--null_experts=1", "--copy_experts=2", "--top_k=3"}},
         Variant{"zero_computation_gru", joined(kGru, {"--null_experts=2", "--copy_experts=1"})},
+        Variant{"state_gate", joined(kGru, {"--state_gate=true"})},
+        Variant{"state_gate_lstm_shared_heads", joined(kLstm, {"--state_gate=true", "--router_group=2"})},
+        Variant{"state_gate_residual",
+                joined(kGru, {"--state_gate=true", "--transforms=[{kind = \"residual\"}]", "--stage.project=false"})},
+        Variant{"state_gate_additive", {"--stage.kind=additive", "--stage.width=5", "--state_gate=true"}},
         Variant{"additive_plain", {"--stage.kind=additive", "--stage.width=5", "--stage.mlp_layers=0"}}),
     [](const auto& param_info) { return param_info.param.name; });
 
@@ -430,6 +435,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Refusals, NameTheReason) {
   const std::vector<std::pair<Flags, std::string>> cases = {
       {{"--router.kind=hash", "--stage.kind=gru"}, "hash"},
+      {{"--router.kind=hash", "--stage.kind=gru", "--state_gate=true"}, "hash"},
+      {{"--state_gate=true"}, "state_gate"},
       {{"--score.kind=relu"}, "relu"},
       {{"--selection.kind=positive"}, "positive"},
       {{"--selection.kind=top_p", "--score.kind=sigmoid"}, "top_p"},

@@ -74,7 +74,14 @@ class Net {
                int64_t layers = kLayers)
       : config(net_config(flags, layers)),
         table(seed, dtype),
-        layers_(nn::make_moe_layers(config, nn::ExpertKind::kRelu, ParamScope(table))) {}
+        layers_(nn::make_moe_layers(config, nn::ExpertKind::kRelu, ParamScope(table))) {
+    // The gate on the state starts at zero, where its state would have no say.
+    const at::NoGradGuard no_grad;
+    for (size_t i = 0; config.moe.state_gate && i < table.all().size(); ++i) {
+      Param& param = table.all()[i];
+      if (param.name.ends_with(".weight2")) param.value.copy_(randn(param.shape, seed + i) * 0.5);
+    }
+  }
 
   const routing::Pipeline& pipeline() const { return *layers_.pipeline; }
   routing::Pipeline& pipeline() { return *layers_.pipeline; }

@@ -42,7 +42,8 @@ def shapes():
 
 
 def model():
-    return {k: numpy.random.default_rng(i).normal(size=s).astype("float32") for i, (k, s) in enumerate(shapes().items())}
+    return {k: numpy.random.default_rng(i).normal(size=s).astype("float32")
+            for i, (k, s) in enumerate(shapes().items())}
 
 
 def file_of(header, data=b"", length=None):
@@ -78,10 +79,12 @@ def corpus():
               (0,), (0, 4, 8), ()]
     for offsets in ranges:
         add(f"range {offsets}", file_of(tensor(offsets=offsets), d4))
-    for shape in [(), (0,), (2,), (-1,), (1, -1), (-1, -1), (1, 1, 1, 1), (2**31,), (2**32, 2**32), (2**62, 4), (2**63,),
+    for shape in [(), (0,), (2,), (-1,), (1, -1), (-1, -1), (1, 1, 1, 1), (2**31,), (2**32, 2**32), (2**62, 4),
+                  (2**63,),
                   (2**64,), (1.0,), ("1",), (None,), ((1,),), (True,), (2**32, 2**31, 2**31), (1,) * 70]:
         add(f"shape {shape}"[:60], file_of(tensor(shape=shape), d4))
-    for dtype in ("F64", "f32", "F33", "", "FLOAT", "F16", "BF16", "U8", "BOOL", "I64", "C64", None, 3, ["F32"], "F32 "):
+    for dtype in ("F64", "f32", "F33", "", "FLOAT", "F16", "BF16", "U8", "BOOL", "I64", "C64", None, 3, ["F32"],
+                  "F32 "):
         add(f"dtype {dtype}", file_of(tensor(dtype=dtype), d4))
     add("two side by side", file_of(two(([1], [0, 4]), ([1], [4, 8])), d8))
     add("two, swapped", file_of(two(([1], [4, 8]), ([1], [0, 4])), d8))
@@ -115,7 +118,8 @@ def corpus():
                          "minus zero": good.replace("[0, 4]", "[-0, 4]"), "no value": '{"a":}', "a null": '{"a":null}',
                          "an empty object": '{"a":{}}', "an empty name": tensor(name=""),
                          "an escape": good.replace('"a"', '"\\u0061"'), "half a pair": good.replace('"a"', '"\\ud800"'),
-                         "a bad escape": good.replace('"a"', '"\\x"'), "a control character": good.replace('"a"', '"\n"'),
+                         "a bad escape": good.replace('"a"', '"\\x"'),
+                         "a control character": good.replace('"a"', '"\n"'),
                          }.items():
         add(f"header: {name}", file_of(header, d4 if '"data_offsets"' in header else b""))
     for depth in (10, 127, 128, 129, 1000, 100_000):
@@ -123,7 +127,8 @@ def corpus():
         add(f"{depth} objects deep", file_of('{"a":' * depth + "1" + "}" * depth))
         add(f"a shape {depth} deep", file_of('{"a":{"dtype":"F32","shape":' + "[" * depth + "]" * depth +
                                              ',"data_offsets":[0,4]}}', d4))
-    for name, raw in {"a lone byte": b"\xff", "a cut character": b"\xc3", "overlong": b"\xc0\x80", "a surrogate": b"\xed\xa0\x80",
+    for name, raw in {"a lone byte": b"\xff", "a cut character": b"\xc3", "overlong": b"\xc0\x80",
+                      "a surrogate": b"\xed\xa0\x80",
                       "beyond Unicode": b"\xf4\x90\x80\x80"}.items():
         add(f"invalid UTF-8 in a name: {name}", file_of(good.encode().replace(b'"a"', b'"' + raw + b'"'), d4))
         add(f"invalid UTF-8 in metadata: {name}", file_of(b'{"__metadata__":{"k":"' + raw + b'"}}'))
@@ -249,7 +254,8 @@ class Index(Case):
         with open(outside, "wb") as file:
             file.write(parts["a.safetensors"])
         bad = {
-            "outside by ..": change(f="../outside.safetensors"), "absolute": change(f=outside), "the folder": change(f="."),
+            "outside by ..": change(f="../outside.safetensors"), "absolute": change(f=outside),
+            "the folder": change(f="."),
             "the parent": change(f=".."), "empty": change(f=""), "a folder below": change(f="sub/a.safetensors"),
             "a zero byte": change(f="a\0.safetensors"), "a number": change(f=1), "null": change(f=None),
             "a list": change(f=["a.safetensors"]), "not there": change(f="c.safetensors"),
@@ -286,7 +292,8 @@ class Config(Case):
                     continue
                 bad[f"{key} = {value}"] = json.dumps({**CONFIG, key: value})
         for key, value in (("rms_norm_eps", 0), ("rms_norm_eps", -1e-5), ("rms_norm_eps", "x"), ("rope_theta", 0),
-                           ("rope_theta", -1), ("rope_scaling", 3), ("rope_scaling", {"rope_type": "linear", "factor": -1}),
+                           ("rope_theta", -1), ("rope_scaling", 3),
+                           ("rope_scaling", {"rope_type": "linear", "factor": -1}),
                            ("rope_scaling", {"rope_type": 3}), ("tie_word_embeddings", 1), ("hidden_act", "tanh"),
                            ("model_type", 7), ("model_type", "bert"), ("router_aux_loss_coef", -1), ("head_dim", 3),
                            ("head_dim", -2), ("num_key_value_heads", 3), ("num_attention_heads", 3),
@@ -299,7 +306,8 @@ class Config(Case):
                     "invalid UTF-8": text.encode()[:-1] + b',"a":"\xff"}', "no type": "{}",
                     "huge and consistent": json.dumps({**CONFIG, "num_hidden_layers": 5000, "num_local_experts": 20})})
         weights = save(model())
-        folders = [self.make(f"c{i}", {"config.json": c, "model.safetensors": weights}) for i, c in enumerate(bad.values())]
+        folders = [self.make(f"c{i}", {"config.json": c, "model.safetensors": weights})
+                   for i, c in enumerate(bad.values())]
         results = self.results(folders)
         for case, folder, result in zip(bad, folders, results):
             with self.subTest(case):
@@ -320,7 +328,8 @@ class Shrinking(Case):
             size = 4 * int(numpy.prod(shape))
             header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
             at += size
-        folder = self.make("shrinks", {"config.json": json.dumps(config), "model.safetensors": file_of(json.dumps(header))})
+        folder = self.make("shrinks", {"config.json": json.dumps(config),
+                                       "model.safetensors": file_of(json.dumps(header))})
         path = os.path.join(folder, "model.safetensors")
         os.truncate(path, os.path.getsize(path) + at)
         out = os.path.join(self.folder, "shrunk")

@@ -50,7 +50,8 @@ def word_tokenizer():
     t = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     t.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     t.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>",
+                                               unk_token="<unk>")
 
 
 SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -125,7 +126,8 @@ class Case(unittest.TestCase):
     def fails(self, code, *arguments, says, **options):
         result = run(*arguments, code=code, **options)
         lines = result.stderr.strip().split("\n")
-        self.assertTrue(lines[0].startswith("rmoe: ") and all(l.startswith("  help: ") for l in lines[1:]), result.stderr)
+        self.assertTrue(lines[0].startswith("rmoe: ") and all(l.startswith("  help: ") for l in lines[1:]),
+                        result.stderr)
         for part in [says] if isinstance(says, str) else says:
             self.assertIn(part, result.stderr)
         return result
@@ -133,7 +135,8 @@ class Case(unittest.TestCase):
     def prepare(self, run_folder, out):
         with open(self.path("text.txt"), "w") as file:
             file.write(TEXT)
-        run("data", "prepare", self.path("text.txt"), "--model", run_folder, "--valid", "0", "--test", "0", "--out", out)
+        run("data", "prepare", self.path("text.txt"), "--model", run_folder, "--valid", "0", "--test", "0",
+            "--out", out)
 
     def logits(self, run_folder, block=40, tokens=120):
         """What rmoe says, as tensors, and the tokens that it read."""
@@ -277,7 +280,8 @@ class LlamaMoeRnn(Case):
         gates = {"gru": "rzn", "rnn": "n"}.get(router, "")
         for kind in ("weight", "bias"):
             for side in ("ih", "hh"):
-                for gate, part in zip(gates, getattr(cell, f"{kind}_{side}").chunk(max(len(gates), 1)) if gates else ()):
+                for gate, part in zip(gates,
+                                      getattr(cell, f"{kind}_{side}").chunk(max(len(gates), 1)) if gates else ()):
                     tensors[f"model.rnn_router.{kind}_{side[0]}{gate}"] = part.detach().contiguous()
         os.makedirs(folder)
         with open(os.path.join(folder, "config.json"), "w") as file:
@@ -302,7 +306,8 @@ class LlamaMoeRnn(Case):
         with torch.no_grad():
             for _ in range(12):  # the state is made anew for each token: no cache is needed to be right
                 ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-        answer = json.loads(run("generate", self.path("run"), "-p", "the router", "-n", 12, "--greedy", "--json").stdout)
+        answer = json.loads(run("generate", self.path("run"), "-p", "the router", "-n", 12, "--greedy",
+                                "--json").stdout)
         self.assertEqual(answer["text"].split(), tokenizer.decode(ids[0, 3:], skip_special_tokens=True).split())
 
         run("export", self.path("run"), self.path("back"))
@@ -521,7 +526,8 @@ class Formats(Case):
         peaks = []
         for vocabulary in (1000, 150_000):
             folder = self.path(str(vocabulary))
-            config = transformers.LlamaConfig(**{**SMALL, "vocab_size": vocabulary, "hidden_size": 512}, intermediate_size=64)
+            config = transformers.LlamaConfig(**{**SMALL, "vocab_size": vocabulary, "hidden_size": 512},
+                                              intermediate_size=64)
             config.save_pretrained(folder)
             with torch.device("meta"):
                 shapes = {k: list(v.shape) for k, v in transformers.LlamaForCausalLM(config).state_dict().items()}
@@ -537,7 +543,8 @@ class Formats(Case):
             word_tokenizer().save_pretrained(folder)
             script = ("import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
                       "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-            done = subprocess.run([sys.executable, "-c", script, RMOE, "import", folder, "--out", folder + "-run", "--quiet"],
+            done = subprocess.run([sys.executable, "-c", script, RMOE, "import", folder, "--out", folder + "-run",
+                                   "--quiet"],
                                   capture_output=True, text=True, env=ENVIRONMENT)
             code, peak = map(int, done.stdout.split()[-2:])
             self.assertEqual(code, 0, done.stderr)
@@ -571,14 +578,16 @@ class Refused(Case):
         good = read(self.path("hf/config.json"))
         for changes, says in [
             ({"sliding_window": 128}, "'sliding_window' is 128"), ({"hidden_act": "gelu"}, "'hidden_act'"),
-            ({"attention_dropout": 0.1}, "'attention_dropout'"), ({"router_jitter_noise": 0.1}, "'router_jitter_noise'"),
+            ({"attention_dropout": 0.1}, "'attention_dropout'"),
+            ({"router_jitter_noise": 0.1}, "'router_jitter_noise'"),
             ({"quantization_config": {"bits": 4}}, "'quantization_config'"), ({"model_type": "gpt2"}, "'model_type'"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'rope_type' is 'yarn'"),
             ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'rope_type' is 'dynamic'"),
             ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor'"), ({"hidden_size": -4}, "'hidden_size' is -4"),
             ({"hidden_size": 10**18}, "'hidden_size'"), ({"num_hidden_layers": 0}, "'num_hidden_layers'"),
             ({"num_hidden_layers": 9999}, "at least"), ({"num_attention_heads": 5}, "'num_attention_heads' = 5"),
-            ({"num_local_experts": "many"}, "'num_local_experts'"), ({"num_experts_per_tok": 9}, "'num_experts_per_tok'"),
+            ({"num_local_experts": "many"}, "'num_local_experts'"),
+            ({"num_experts_per_tok": 9}, "'num_experts_per_tok'"),
             ({"rms_norm_eps": 0}, "'rms_norm_eps'"), ({"vocab_size": 1.5}, "'vocab_size'"),
             ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_theta": 500.0}}, "'rope_scaling'"),
         ]:
@@ -589,7 +598,8 @@ class Refused(Case):
                     file.write(good)
 
     def test_fields_of_other_types(self):
-        for name, changes, says in [("olmoe", {"clip_qkv": 8.0}, "'clip_qkv'"), ("llama", {"mlp_bias": True}, "'mlp_bias'"),
+        for name, changes, says in [("olmoe", {"clip_qkv": 8.0}, "'clip_qkv'"),
+                                    ("llama", {"mlp_bias": True}, "'mlp_bias'"),
                                     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8},
                                      "'sliding_window'"),
                                     ("qwen3_moe", {"num_experts": 6, "num_local_experts": 5}, "'num_local_experts'")]:
@@ -609,7 +619,8 @@ class Refused(Case):
         tensors = load_file(self.path("hf/model.safetensors"))
         save_file({**tensors, "model.norm.weight": torch.ones(31)}, self.path("hf/model.safetensors"))
         self.refuses("model.safetensors", "model.norm.weight", "[31]", "[32]")
-        save_file({**tensors, "model.norm.weight": torch.ones(32, dtype=torch.int32)}, self.path("hf/model.safetensors"))
+        save_file({**tensors, "model.norm.weight": torch.ones(32, dtype=torch.int32)},
+                  self.path("hf/model.safetensors"))
         self.refuses("model.norm.weight", "I32")
 
     def test_pickles(self):
@@ -670,6 +681,71 @@ class AsRun(Case):
         self.assertTrue(os.path.exists(self.path("run/checkpoints/step_2/optimizer.safetensors")))
 
 
+class Adapted(Case):
+    """What is made of imported models: an RMoE of each MoE type, an MoE of a dense one."""
+
+    def retrofit(self, name):
+        model = make(self.path("hf"), name)
+        run("import", self.path("hf"), "--out", self.path("run"))
+        for stage in ("gru", "lstm"):
+            out = self.path(stage)
+            report = json.loads(run("retrofit", self.path("run"), "--out", out, "--stage", stage, "--width", 8,
+                                    "--json").stdout)
+            self.assertIs(report["identical"], True)
+            self.assertGreater(report["params"], report["params_before"])
+            before, after = self.logits(self.path("run")), self.logits(out)
+            self.assertEqual(sorted(before), sorted(after))
+            for key, tensor in before.items():  # routers' logits, choices and the balance loss, too
+                self.assertTrue(torch.equal(tensor, after[key]), key)
+            with torch.no_grad():
+                self.same(after["logits"], model(after["tokens"]).logits)
+            say = ["-p", "the router", "-n", 16, "--greedy"]
+            self.assertEqual(run("generate", out, *say).stdout, run("generate", self.path("run"), *say).stdout)
+            self.fails(2, "export", out, self.path("back"), says="model.moe.state_gate = true")
+        # With the new gates at work the output is another one.
+        shutil.copy(self.path("data/train.tok"), self.path("data/valid.tok"))
+        run("train", self.path("gru/config.toml"), "--data.path=" + self.path("data"), "--train.steps=3",
+            "--train.batch=2", "--train.block=16", "--train.schedule.warmup=0", "--train.sample.length=0", "--quiet",
+            "--out", self.path("tuned"))
+        self.assertFalse(torch.equal(self.logits(self.path("tuned"))["logits"], before["logits"]))
+
+    def test_mixtral(self):
+        self.retrofit("mixtral")
+
+    def test_olmoe(self):
+        self.retrofit("olmoe")
+
+    def test_qwen3_moe_with_dense_layers(self):
+        self.retrofit("qwen3_moe_sparse")
+
+    def upcycle(self, name, *flags):
+        model = make(self.path("hf"), name)
+        run("import", self.path("hf"), "--out", self.path("run"))
+        report = json.loads(run("upcycle", self.path("run"), "--out", self.path("moe"), "--method", "split",
+                                "--experts", 8, "--top-k", 4, "--slices", 4, *flags, "--json").stdout)
+        self.assertLess(report["difference"], 1e-5)
+        before, after = self.logits(self.path("run")), self.logits(self.path("moe"))
+        self.same(after["logits"], before["logits"])
+        with torch.no_grad():
+            self.same(after["logits"], model(after["tokens"]).logits)
+        self.assertEqual(json.loads(run("retrofit", self.path("moe"), "--out", self.path("rmoe"), "--width", 8,
+                                        "--json").stdout)["identical"], True)
+        return model, after
+
+    def test_a_dense_llama_becomes_a_mixtral(self):
+        model, ours = self.upcycle("llama")
+        run("export", self.path("moe"), self.path("back"))
+        again = transformers.AutoModelForCausalLM.from_pretrained(self.path("back"))
+        self.assertIsInstance(again, transformers.MixtralForCausalLM)
+        with torch.no_grad():
+            self.same(again(ours["tokens"]).logits, model(ours["tokens"]).logits)
+        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            self.assertEqual(read(self.path("hf", file)), read(self.path("back", file)), file)
+
+    def test_wide_heads_biases_and_tied_embeddings_stay(self):
+        self.upcycle("llama_head_bias", "--dense-layers", 1, "--every", 2)
+
+
 class Tokenizers(Case):
     """The ids are those of Hugging Face's package and of the SentencePiece library."""
 
@@ -710,8 +786,8 @@ class Tokenizers(Case):
     def test_generated_text_is_what_the_package_decodes(self):
         tokenizer = self.byte_level(self.path("hf"))
         torch.manual_seed(3)
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SMALL, "vocab_size": len(tokenizer),
-                                                                          "eos_token_id": 0}, intermediate_size=48)).eval()
+        config = {**SMALL, "vocab_size": len(tokenizer), "eos_token_id": 0}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, intermediate_size=48)).eval()
         model.save_pretrained(self.path("hf"))
         run("import", self.path("hf"), "--out", self.path("run"))
         prompt = "the router \u4e16 "

@@ -56,7 +56,10 @@ def cases(dtype, T=5):
     yield "stage_shared_projection", R.recurrent_stage, stage(dtype, "gru", T, project=False), plain.recurrent_stage
     for renormalize in (True, False):
         yield f"gate_{renormalize}", R.gate, (r(T, 6), r(5, 6), r(5), 2, renormalize), plain.gate
+        yield (f"added_gate_{renormalize}", R.added_gate, (r(T, 6), r(5, 6), r(5), r(T, 5), 2, renormalize),
+               plain.added_gate)
     yield "gate_no_bias", R.gate, (r(T, 6), r(5, 6), None, 3, True), plain.gate
+    yield "added_gate_no_bias", R.added_gate, (r(T, 6), r(5, 6), None, r(T, 5), 3, True), plain.added_gate
     for gated in (True, False):
         yield f"experts_{gated}", R.experts, experts(dtype, T, gated=gated, bias=not gated), first(plain.experts)
     yield "rms_norm", R.rms_norm, (r(T, 6), r(6), 1e-5), plain.rms_norm
@@ -170,7 +173,7 @@ class Ops(unittest.TestCase):
     def test_opcheck(self):
         for dtype in (torch.float64, torch.float32):
             for name, op, args, _ in self.each(dtype):
-                if not name.startswith("gate"):
+                if not name.startswith(("gate", "added_gate")):
                     torch.library.opcheck(op.default, args, test_utils=OPCHECK)
                     continue
                 # opcheck sums all results, and cannot add those of a float op whose first result is integer; its
@@ -253,7 +256,10 @@ class Ops(unittest.TestCase):
                 for call, message in (
                         (lambda: R.gate(torch.zeros(4, 6), torch.zeros(5, 7), None, 2, True),
                          r"gate: weight must be \[N, 6\], got \[5, 7\]"),
-                        (lambda: R.gate(torch.zeros(4, 7), torch.zeros(5, 7), None, 6, True), "top_k is 6, expected 1 to 5"),
+                        (lambda: R.gate(torch.zeros(4, 7), torch.zeros(5, 7), None, 6, True),
+                         "top_k is 6, expected 1 to 5"),
+                        (lambda: R.added_gate(torch.zeros(4, 7), torch.zeros(5, 7), None, torch.zeros(4, 4), 2, True),
+                         r"added_gate: added must be \[4, 5\], got \[4, 4\]"),
                         (lambda: R.linear_cross_entropy(torch.zeros(2, 6), torch.zeros(5, 6), None,
                                                         torch.tensor([1, 5]), -100, 0.0, 1.0),
                          r"target 5 is outside \[0, 5\)"),
@@ -274,7 +280,9 @@ class Ops(unittest.TestCase):
             # What a narrow layer before it gives is read as it is, and the router stays in fp32.
             x, w = torch.randn(4, 6, dtype=narrow), torch.randn(5, 6)
             inside = R.gate(x, w, None, 2, True)[3]
+            beside = R.added_gate(x, w, None, torch.ones(4, 5), 2, True)[3]
         torch.testing.assert_close(inside, R.gate(x.float(), w, None, 2, True)[3])
+        torch.testing.assert_close(beside, inside + 1)
         with torch.autocast("cpu", dtype=narrow):
             s, _ = R.add_rms_norm(torch.randn(4, 6), torch.randn(4, 6, dtype=narrow), torch.ones(6), 1e-5, 0.0, 0)
         self.assertEqual(s.dtype, precise)

@@ -66,13 +66,18 @@ struct OpReport {
 // Throws kBadInput for an op that is not known and a filter that nothing fits.
 OpReport bench_op(const OpCommand& command);
 
-enum class WorkloadKind { kLayer, kStep, kDecode, kPrompt };
+enum class WorkloadKind { kLayer, kStep, kDecode, kPrompt, kEval };
+
+// What an evaluation records of its routers, in a file that nobody keeps: nothing, ids and weights, or every field that
+// the model has.
+enum class Tracing { kOff, kChoices, kAll };
 
 struct WorkloadCommand {
   WorkloadKind kind = WorkloadKind::kStep;
   std::string config_name;  // for the report
   RunConfig config;
   bool plain = true;  // also without kernels
+  Tracing trace = Tracing::kOff;  // kEval, of `serve`
   BenchOptions options;
 };
 
@@ -84,7 +89,7 @@ const char* default_layer_config();
 
 // One variant of a workload, in a process of its own.
 struct VariantRow {
-  std::string name;  // ours, smoe (ours without the recurrent stage), plain (ours without kernels)
+  std::string name;  // ours, smoe (ours without the recurrent stage), plain (ours without kernels), traced, traced all
   Times times;       // of one iteration
   double first = 0;  // the first iteration after the start, with everything that is set up once
   double tokens = 0, flops = 0, bytes = 0;  // of one iteration; bytes of weights read, decode only

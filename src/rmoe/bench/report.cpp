@@ -27,7 +27,7 @@ Json times_json(const Times& times) {
 }  // namespace
 
 std::string workload_name(WorkloadKind kind) {
-  constexpr const char* kNames[] = {"layer", "step", "decode", "prompt"};
+  constexpr const char* kNames[] = {"layer", "step", "decode", "prompt", "eval"};
   return kNames[static_cast<int>(kind)];
 }
 
@@ -146,6 +146,13 @@ Json WorkloadReport::json() const {
     out["ratios"]["ours_over_smoe_memory"] =
         static_cast<double>(ours.peak_memory) / static_cast<double>(smoe->peak_memory);
   }
+  for (const char* name : {"traced", "traced all"}) {
+    const VariantRow* traced = find(name);
+    if (!traced) continue;
+    std::string key = str(name, "_over_ours");
+    std::replace(key.begin(), key.end(), ' ', '_');
+    out["ratios"][key] = traced->times.best / ours.times.best;
+  }
   return out;
 }
 
@@ -181,6 +188,11 @@ std::string WorkloadReport::text() const {
     text += str("ours over smoe: time ", fixed(ours.times.best / smoe->times.best, 3), " (FLOPs ",
                 fixed(ours.flops / smoe->flops, 3), "), memory ",
                 fixed(static_cast<double>(ours.peak_memory) / static_cast<double>(smoe->peak_memory), 3), "\n");
+  }
+  for (const char* name : {"traced", "traced all"}) {
+    if (const VariantRow* traced = find(name)) {
+      text += str(name, " over ours: time ", fixed(traced->times.best / ours.times.best, 3), "\n");
+    }
   }
   return text;
 }

@@ -39,7 +39,7 @@ void serve(const WorkloadCommand& command, std::istream& in, std::ostream& out) 
   };
   const RunConfig config = resolved(command.config);
   const WorkloadSize size = workload_size(command.kind, config);
-  const auto workload = make_workload(command.kind, config);
+  const auto workload = make_workload(command.kind, config, command.trace);
   const double setup = since_start();
   const double first = workload->run();
   const int64_t warm_up = command.options.quick ? 1 : 3;  // allocators and kernels that are made on first use

@@ -2,13 +2,16 @@
 
 #include <chrono>
 #include <filesystem>
+#include <optional>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/bench/temporary.h"
+#include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
+#include "rmoe/eval/trace.h"
 #include "rmoe/models/size.h"
 #include "rmoe/ops/region.h"
 #include "rmoe/train/trainer.h"
@@ -32,12 +35,23 @@ Tensor random_tokens(const RunConfig& c, at::IntArrayRef sizes) {
   return at::randint(c.model.vocab_size, sizes, generator, at::TensorOptions().dtype(at::kLong));
 }
 
+data::TokenFile random_file(const RunConfig& c, int64_t tokens) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "random.tok";
+  data::TokenWriter writer(path, c.model.vocab_size, 0);
+  const Tensor ids_T = random_tokens(c, {tokens});
+  writer.append({ids_T.const_data_ptr<int64_t>(), static_cast<size_t>(tokens)});
+  writer.commit();
+  return data::TokenFile::open(path);  // mapped: it outlives its name
+}
+
 double tokens_of(const RunConfig& c) { return static_cast<double>(c.train.batch * c.train.block); }
 
 // Training steps on random tokens, in the trainer that `rmoe train` uses.
 class Step : public Workload {
  public:
-  explicit Step(const RunConfig& config) : trainer_(config, random_file(config)) {}
+  explicit Step(const RunConfig& c)
+      : trainer_(c, random_file(c, kSteps * c.train.batch * (c.train.block + 1) + 1)) {}
 
   double run() override {
     const Region region("step");
@@ -45,17 +59,7 @@ class Step : public Workload {
   }
 
  private:
-  static data::TokenFile random_file(const RunConfig& c) {
-    constexpr int64_t kSteps = 16;
-    const TemporaryFolder folder;
-    const auto path = folder.path() / "train.tok";
-    data::TokenWriter writer(path, c.model.vocab_size, 0);
-    const Tensor ids = random_tokens(c, {kSteps * c.train.batch * (c.train.block + 1) + 1});
-    writer.append({ids.const_data_ptr<int64_t>(), static_cast<size_t>(ids.numel())});
-    writer.commit();
-    return data::TokenFile::open(path);  // mapped: it outlives its name
-  }
-
+  static constexpr int64_t kSteps = 16;
   Trainer trainer_;
 };
 
@@ -165,6 +169,40 @@ class Prompt : public Inference {
   Tensor tokens_BS_;
 };
 
+// `rmoe eval` on random tokens, with or without --trace.
+class Evaluation : public Inference {
+ public:
+  Evaluation(const RunConfig& c, Tracing trace)
+      : Inference(c), tokens_(random_file(c, c.train.batch * c.train.block + 1)), trace_(trace) {
+    options_ = {.block = c.train.block, .batch = c.train.batch, .dtype = dtype_};
+    fields_.tokens = fields_.logits = fields_.scores = fields_.probs = trace == Tracing::kAll;
+    fields_.states = trace == Tracing::kAll && c.model.moe.stage.kind() != "none";
+  }
+
+  double run() override {
+    const TemporaryFolder folder;
+    return seconds_of([&] {
+      EvalOptions options = options_;
+      std::optional<TraceRecorder> recorder;
+      if (trace_ != Tracing::kOff) {
+        recorder.emplace(TraceOptions{.file = (folder.path() / "trace.npy").string(), .fields = fields_}, *model_,
+                         Json::object());
+        options.watch = [&](const EvalPiece& piece) {
+          recorder->add(piece.forward.trace, piece.tokens_T, piece.positions_T, 0);
+        };
+      }
+      evaluate(*model_, tokens_, options);
+      if (recorder) recorder->finish();
+    });
+  }
+
+ private:
+  data::TokenFile tokens_;
+  Tracing trace_;
+  EvalOptions options_;
+  io::TraceFields fields_;
+};
+
 // Bytes of the matrices that one token is multiplied with.
 double weight_bytes(const RunConfig& c) {
   ParamTable table;
@@ -201,6 +239,9 @@ WorkloadSize workload_size(WorkloadKind kind, const RunConfig& c) {
       out.flops = out.tokens * size.forward_flops;
       out.bytes = out.tokens * weight_bytes(c);
       break;
+    case WorkloadKind::kEval:
+      out.flops = out.tokens * size.forward_flops;
+      break;
     case WorkloadKind::kPrompt: {
       const double head = 2 * static_cast<double>(c.model.width * c.model.vocab_size);
       out.flops = out.tokens * (size.forward_flops - head) + static_cast<double>(c.train.batch) * head;
@@ -210,7 +251,7 @@ WorkloadSize workload_size(WorkloadKind kind, const RunConfig& c) {
   return out;
 }
 
-std::unique_ptr<Workload> make_workload(WorkloadKind kind, const RunConfig& config) {
+std::unique_ptr<Workload> make_workload(WorkloadKind kind, const RunConfig& config, Tracing trace) {
   switch (kind) {
     case WorkloadKind::kLayer:
       return std::make_unique<Layer>(config);
@@ -220,6 +261,8 @@ std::unique_ptr<Workload> make_workload(WorkloadKind kind, const RunConfig& conf
       return std::make_unique<Decode>(config);
     case WorkloadKind::kPrompt:
       return std::make_unique<Prompt>(config);
+    case WorkloadKind::kEval:
+      return std::make_unique<Evaluation>(config, trace);
   }
   RMOE_ASSERT(false, "no such workload");
   return nullptr;

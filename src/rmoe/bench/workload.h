@@ -1,4 +1,4 @@
-// What `rmoe bench layer|step|decode|prompt` repeat.
+// What `rmoe bench layer|step|decode|prompt|eval` repeat.
 #pragma once
 
 #include <memory>
@@ -24,8 +24,8 @@ struct WorkloadSize {
 
 // Throws kBadInput where the config does not fit. `config` has a vocabulary.
 WorkloadSize workload_size(WorkloadKind kind, const RunConfig& config);
-std::unique_ptr<Workload> make_workload(WorkloadKind kind, const RunConfig& config);
-
+// `trace`: of kEval.
+std::unique_ptr<Workload> make_workload(WorkloadKind kind, const RunConfig& config, Tracing trace = Tracing::kOff);
 
 // The config as the bench runs it: with a vocabulary, and a schedule that does not end.
 RunConfig resolved(RunConfig config);

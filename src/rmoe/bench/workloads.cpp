@@ -2,10 +2,10 @@
 #include <chrono>
 #include <memory>
 
+#include "rmoe/base/child.h"
 #include "rmoe/base/config.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/log.h"
-#include "rmoe/base/child.h"
 #include "rmoe/bench/machine.h"
 #include "rmoe/bench/recorder.h"
 #include "rmoe/bench/temporary.h"
@@ -23,6 +23,7 @@ struct Variant {
   std::string name;
   RunConfig config;
   std::vector<std::string> settings;  // of the environment
+  std::vector<std::string> arguments = {};
 };
 
 std::vector<Variant> variants_of(const WorkloadCommand& command) {
@@ -30,6 +31,10 @@ std::vector<Variant> variants_of(const WorkloadCommand& command) {
   if (command.config.model.moe.stage.kind() != "none") {
     variants.push_back({"smoe", command.config, {}});
     variants.back().config.model.moe.stage = Choice<routing::StageRegistry>{"none"};
+  }
+  if (command.kind == WorkloadKind::kEval) {
+    variants.push_back({"traced", command.config, {}, {"--trace", "choices"}});
+    variants.push_back({"traced all", command.config, {}, {"--trace", "all"}});
   }
   if (command.plain) variants.push_back({"plain", command.config, {"RMOE_CPU_ISA=plain"}});
   return variants;
@@ -43,11 +48,13 @@ struct Running {
     const auto config = folder / (variant.name + ".toml");
     write_file_atomic(config, to_toml(variant.config));
     std::vector<std::string> arguments{"bench", workload_name(command.kind), config.string(), "--serve", "--quiet"};
+    arguments.insert(arguments.end(), variant.arguments.begin(), variant.arguments.end());
     if (command.options.quick) arguments.emplace_back("--quick");
     if (const int64_t threads = threads_of(command); threads > 0) {
       arguments.insert(arguments.end(), {"--threads", std::to_string(threads)});
     }
-    process = std::make_unique<Child>(str("bench: the process of variant '", variant.name, "'"), program, arguments, variant.settings);
+    process = std::make_unique<Child>(str("bench: the process of variant '", variant.name, "'"), program, arguments,
+                                      variant.settings);
     const Json ready = answer();
     row.first = ready.at("first_s");
     row.tokens = ready.at("tokens");

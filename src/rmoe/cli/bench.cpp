@@ -61,6 +61,7 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
   struct Options {
     bench::WorkloadCommand command;
     bool no_plain = false, serve = false, profile = false;
+    std::string trace = "off";
   };
   auto options = std::make_shared<Options>();
   const bool layer = kind == WorkloadKind::kLayer;
@@ -73,6 +74,11 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
   if (kind == WorkloadKind::kStep) {
     app.add_flag("--profile", options->profile, "where the step's time goes, by layer and by op, instead");
   }
+  if (kind == WorkloadKind::kEval) {
+    app.add_option("--trace", options->trace, "with --serve: what to record, off, choices or all")
+        ->check(CLI::IsMember({"off", "choices", "all"}))
+        ->capture_default_str();
+  }
   app.add_flag("--serve", options->serve, "one round per line of standard input, answered in JSON");
   add_common(app, options->command.options, example);
   take_config_flags<RunConfig>(app, globals);
@@ -84,6 +90,10 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
     bind(command.config, tree);
     if (layer && command.config_name.empty()) command.config_name = command.config.name;
     command.plain = !options->no_plain;
+    using bench::Tracing;
+    command.trace = options->trace == "all"       ? Tracing::kAll
+                    : options->trace == "choices" ? Tracing::kChoices
+                                                  : Tracing::kOff;
     command.options.threads = globals.threads;
     if (options->serve) {
       bench::serve(command, std::cin, std::cout);
@@ -107,6 +117,8 @@ void setup(CLI::App& app, Globals& globals) {
   add(WorkloadKind::kDecode, "generation, one token at a time", "rmoe bench decode configs/llama_laptop_rmoe.toml");
   add(WorkloadKind::kPrompt, "reading prompts: train.batch texts of train.block tokens",
       "rmoe bench prompt configs/llama_laptop_rmoe.toml");
+  add(WorkloadKind::kEval, "evaluation of train.batch texts of train.block tokens, and what a trace of it costs",
+      "rmoe bench eval configs/bench_span_rmoe.toml");
 }
 
 RMOE_REGISTER_COMMAND("bench", "speed, memory and share of the machine's peak",

@@ -23,6 +23,8 @@ namespace {
 struct Options {
   std::vector<std::string> runs;
   std::string format = "text", metric, report;
+  double margin = 0.5;  // percent
+  bool anyway = false;
 };
 
 // The command line again, for the report's reader.
@@ -30,6 +32,8 @@ std::string command_line(const Options& options) {
   std::string line = "rmoe compare";
   for (const std::string& run : options.runs) line += " " + compare::shell_word(run);
   if (!options.metric.empty()) line += " --metric " + options.metric;
+  if (options.margin != Options{}.margin) line += str(" --margin ", options.margin);
+  if (options.anyway) line += " --anyway";
   return line + " --report " + compare::shell_word(options.report);
 }
 
@@ -49,12 +53,17 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--metric", options->metric,
                  "split that differences are computed on, test or valid; without it, test where all runs have it")
       ->check(CLI::IsMember({"test", "valid"}));
+  app.add_option("--margin", options->margin, "percent of the baseline's mean: smaller differences count as equal")
+      ->check(CLI::Range(0.001, 99.0))
+      ->capture_default_str();
+  app.add_flag("--anyway", options->anyway, "also test runs on different data or of different budgets");
   app.add_option("--report", options->report, "also write a self-contained page with plots and samples to this file");
   app.callback([options, &globals] {
     if (!options->report.empty()) check_writable(options->report);
     std::vector<compare::Run> runs;
     for (const std::string& path : options->runs) runs.push_back(compare::read_run(path));
-    const compare::Comparison comparison = compare::compare_runs(std::move(runs), options->metric);
+    const compare::Comparison comparison = compare::compare_runs(
+        std::move(runs), {.split = options->metric, .margin = options->margin / 100, .anyway = options->anyway});
     if (globals.json) {
       write_report(comparison, *options);  // first: a failure must be the only object on standard output
       std::cout << json_text(compare::to_json(comparison), 1) << "\n";

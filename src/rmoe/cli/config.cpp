@@ -11,7 +11,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
-#include "rmoe/config/run.h"
+#include "rmoe/config/load.h"
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/models/size.h"
 
@@ -72,7 +72,7 @@ void add_reader(CLI::App& app, const char* name, const char* summary, Globals& g
   reader->footer(str("Example:\n  rmoe config ", name, " configs/demo_rmoe.toml --model.layers=4"));
   take_config_flags<RunConfig>(*reader, globals);
   reader->callback([file, &globals, action] {
-    action(load_config<RunConfig>(*file, globals.config_flags), file->empty() ? "defaults" : *file);
+    action(load_run_config(*file, globals.config_flags), file->empty() ? "defaults" : *file);
   });
 }
 

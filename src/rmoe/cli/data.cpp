@@ -71,7 +71,8 @@ void setup_prepare(CLI::App& app, Globals& globals) {
   app.add_option("--vocab-size", o->vocab_size, "ids at most (char, word), pieces (sentencepiece: 8000)")
       ->check(integer(0));
   app.add_option("--min-count", o->min_count, "rarer symbols become <unk> (char, word)")->check(integer(1));
-  app.add_option("--model", o->model, "a SentencePiece model, or a tokenizer.json or the data, run or Hugging Face folder that has one");
+  app.add_option("--model", o->model,
+                 "a SentencePiece model, or a tokenizer.json or the data, run or Hugging Face folder that has one");
   app.add_option("--sample-bytes", o->sample_bytes, "text that a SentencePiece model is made from")
       ->check(integer(1))
       ->capture_default_str();

@@ -46,7 +46,8 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--split", command->split, "valid, test or train")
       ->check(CLI::IsMember({"valid", "test", "train"}))
       ->capture_default_str();
-  app.add_option("--data", command->data, "data folder or token file (default: what the run was trained on)");
+  app.add_option("--data", command->data,
+                 "data folder, token file or instructions as .jsonl (default: what the run was trained on)");
   app.add_option("--checkpoint", command->checkpoint, "newest, best or a step")->capture_default_str();
   app.add_option("--block", command->block, "tokens per block or window (default: the run's)")->check(positive);
   app.add_option("--batch", command->batch, "blocks or windows at a time (default: chosen for speed)")->check(positive);

@@ -95,6 +95,17 @@ fs::path config_of(const Options& options, const Row& row) {
   return path;
 }
 
+// What the evaluations after a training read: the validation and the test split.
+int64_t evaluated_tokens(const std::string& data) {
+  const fs::path path = fs::path(data) / "data.json";
+  const Json splits = json_member(read_json_file(path), "splits", path.string());
+  int64_t tokens = 0;
+  for (const char* split : {"valid", "test"}) {
+    tokens += json_int(json_member(splits, split, path.string()), "tokens", path.string());
+  }
+  return tokens;
+}
+
 Job make_job(const Options& options, const Row& row, const std::string& data, int64_t seed) {
   Job job;
   job.name = job_name(row, seed);
@@ -104,7 +115,11 @@ Job make_job(const Options& options, const Row& row, const std::string& data, in
   job.flags.push_back(str("--train.seed=", seed));
   job.flags.insert(job.flags.end(), options.flags.begin(), options.flags.end());
   job.folder = options.folder() / job.name;
-  job.steps = steps_of(job.config, job.flags);
+  const Budget budget = budget_of(job.config, job.flags);
+  job.steps = budget.steps;
+  constexpr int64_t kForwardsPerStep = 3;  // a backward pass is two
+  job.work = static_cast<double>(budget.steps) + static_cast<double>(evaluated_tokens(data)) /
+                                                     static_cast<double>(kForwardsPerStep * budget.step_tokens);
   return job;
 }
 
@@ -137,9 +152,10 @@ double estimate(const Options& options, const std::vector<Job>& jobs) {
                                  std::to_string(options.threads_each())});
       const Json report = parse_json(output_of(kThisProgram, words, options.folder() / "logs" / "estimate.log"),
                                      "reproduce: the estimate");
-      known = step_seconds.emplace(job.config, report.at("variants").at(0).at("times").at("median_s").get<double>()).first;
+      const double median = report.at("variants").at(0).at("times").at("median_s").get<double>();
+      known = step_seconds.emplace(job.config, median).first;
     }
-    seconds += known->second * static_cast<double>(job.steps);
+    seconds += known->second * job.work;
   }
   return seconds / static_cast<double>(options.at_once());
 }
@@ -153,7 +169,8 @@ void analyze(const Options& options, const Entry& entry, std::vector<RowResult>&
   }
   if (words.size() == 1) return;
   constexpr const char* kTokens = "100000";
-  words.insert(words.end(), {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
+  words.insert(words.end(),
+               {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
   const Json report = parse_json(
       output_of(kThisProgram, words, options.folder() / "logs" / (entry.name + ".log")), "reproduce: the analysis");
   size_t next = 0;
@@ -231,7 +248,7 @@ void setup(CLI::App& app, Globals& globals) {
   auto options = std::make_shared<Options>();
   app.add_option("NAME", options->names, "tables and figures: table1, figure2, ...; --list shows all");
   app.add_flag("--list", options->list, "what can be named, and nothing else");
-  app.add_option("--scale", options->scale, "cpu: a quarter of the widths, 8 M characters a run; paper: its setting")
+  app.add_option("--scale", options->scale, "cpu: a quarter of the widths, 4.1 M characters a run; paper: its setting")
       ->check(CLI::IsMember({"cpu", "paper"}))
       ->capture_default_str();
   app.add_option("--seeds", options->seeds, "runs of every model")->check(integer(1, 1000))->capture_default_str();

@@ -7,12 +7,12 @@
 
 #include <CLI/App.hpp>
 
-#include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/cli/command.h"
 #include "rmoe/cli/trace_options.h"
+#include "rmoe/config/load.h"
 #include "rmoe/train/plan.h"
 #include "rmoe/train/run.h"
 
@@ -24,19 +24,6 @@ struct Options {
   bool plan = false;
   TraceOptions trace;
 };
-
-// The model of a run, with everything else as it is by default and by the flags.
-RunConfig config_of_run(const std::filesystem::path& run, const std::vector<std::string>& flags) {
-  const std::filesystem::path file = run / "config.toml";
-  if (!std::filesystem::exists(file)) {
-    throw Error(Exit::kBadInput, str(run.string(), ": not a run folder: it has no config.toml"),
-                "--init names what `rmoe train` or `rmoe import` made");
-  }
-  RunConfig config;
-  config.model = load_config<RunConfig>(file, {}).model;
-  bind(config, parse_flags(flags));
-  return config;
-}
 
 Json optional_json(std::optional<int64_t> value) { return value ? Json(*value) : Json(); }
 
@@ -79,18 +66,15 @@ void setup(CLI::App& app, Globals& globals) {
   CLI::Option* folder = app.add_option("--out", options->out, "run folder; without it, runs/CONFIG-SEED");
   app.add_option("--resume", options->resume, "auto: go on where the folder's run stopped, or start; never; must")
       ->check(CLI::IsMember({"auto", "never", "must"}));
-  app.add_option("--init", options->init,
-                 "run whose newest weights a fresh run starts from, as train.init; without CONFIG its model is taken, too");
+  app.add_option(
+      "--init", options->init,
+      "run to start from, as train.init: its newest weights, and its model where CONFIG and flags say nothing");
   app.add_flag("--plan", options->plan, "only say how much memory the run needs; trains and writes nothing")
       ->excludes(folder);
   add_trace_options(app, options->trace, /*steps=*/true);
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
-    auto config = load_config<RunConfig>(options->config, globals.config_flags);
-    if (!options->init.empty()) {
-      if (options->config.empty()) config = config_of_run(options->init, globals.config_flags);
-      config.train.init = options->init;
-    }
+    RunConfig config = load_run_config(options->config, globals.config_flags, options->init, options->out);
     if (globals.threads > 0) config.train.threads = globals.threads;
     if (options->plan) return show_plan(config, globals.json);
     const std::string stem = options->config.empty() ? "run" : std::filesystem::path(options->config).stem().string();

@@ -18,6 +18,8 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kMillion = 1e6;
+constexpr double kLevel = 0.05;         // of the tests
+constexpr double kWorthFinding = 0.01;  // of the baseline's mean: what routers differ by
 
 // Runs of a group usually carry the group's name; where they carry one of their own ("smoe-1", "smoe-2"), what those
 // names share is the group's.
@@ -209,9 +211,12 @@ void add_warnings(Comparison& c) {
   }
   warn(difference_line(c.groups, "not the same batch", [](const Run& r) { return str(r.batch_tokens, " tokens"); }));
   warn(difference_line(c.groups, "not the same number format", [](const Run& r) { return r.dtype; }));
-  warn(difference_line(c.groups, "not the same machine, so speeds do not compare", [](const Run& r) {
-    return str(r.threads, r.threads == 1 ? " thread of " : " threads of ", r.cpu);
-  }));
+  const std::string machines =
+      difference_line(c.groups, "not the same machine, so speeds do not compare", [](const Run& r) {
+        return str(r.threads, r.threads == 1 ? " thread of " : " threads of ", r.cpu);
+      });
+  c.same_machine = machines.empty();
+  warn(machines);
   for_each_run(c.groups, [&](const Group&, const Run& run) {
     int64_t step = run.evaluation(c.split)->checkpoint_step;
     if (step != run.best_step && step != run.steps) {
@@ -320,6 +325,10 @@ void add_measures(Comparison& c) {
           tokens);
   per_run({"cost", "tokens_per_s", "training tokens per second", "tokens/s", 0, false, true, 1, {}},
           [&](const Run& r) { return positive(r.tokens_per_s); });
+  per_run({"cost", "seconds", "training time (s)", "time (s)", 0, false, true, 1, {}},
+          [&](const Run& r) { return positive(r.seconds); });
+  per_run({"cost", "flops_per_token", "training FLOPs per token (M)", "MFLOP/token", 2, false, false, 1e-6, {}},
+          [&](const Run& r) { return positive(r.flops_per_token); });
   constexpr double kMiB = 1024.0 * 1024.0;
   bool large = largest(memory) >= 10 * 1024 * kMiB;
   per_run({"cost",
@@ -364,7 +373,42 @@ void add_measures(Comparison& c) {
           of_evaluation(&Evaluation::gate_entropy));
 }
 
-void add_differences(Comparison& c) {
+bool in_bits(const Comparison& c) { return c.unit.key == "bits_per_character"; }
+
+// The validation of a run at a number of tokens between its first and last evaluation; NaN outside.
+double quality_at(const Run& run, double tokens, bool bits) {
+  const auto value = [&](const EvalPoint& p) { return bits ? p.bpc : p.perplexity; };
+  const auto at = [](const EvalPoint& p) { return static_cast<double>(p.tokens); };
+  const auto& points = run.validation;
+  const auto next = std::find_if(points.begin(), points.end(), [&](const EvalPoint& p) { return at(p) >= tokens; });
+  if (next == points.end()) return kNaN;
+  if (at(*next) == tokens) return value(*next);
+  if (next == points.begin() || std::prev(next)->tokens <= 0) return kNaN;
+  const EvalPoint &a = *std::prev(next), &b = *next;
+  return std::lerp(value(a), value(b), std::log(tokens / at(a)) / std::log(at(b) / at(a)));
+}
+
+void add_pair_at_equal_time(EqualTime& out, const Run& a, const Run& b, bool bits) {
+  if (a.validation.empty() || b.validation.empty() || !(a.tokens_per_s > 0 && b.tokens_per_s > 0)) return;
+  const auto end = [](const Run& run) { return static_cast<double>(run.validation.back().tokens) / run.tokens_per_s; };
+  const double seconds = std::min(end(a), end(b));
+  // The earlier of the two is read off at its last evaluation, without rounding.
+  const auto tokens = [&](const Run& run) {
+    return end(run) == seconds ? static_cast<double>(run.validation.back().tokens) : seconds * run.tokens_per_s;
+  };
+  const double value = quality_at(a, tokens(a), bits) - quality_at(b, tokens(b), bits);
+  if (!std::isfinite(value)) return;
+  out.seconds += (seconds - out.seconds) / static_cast<double>(out.values.size() + 1);
+  out.values.push_back(value);
+}
+
+void add_differences(Comparison& c, const CompareOptions& options) {
+  const bool comparable = options.anyway || (c.same_data && c.same_budget);
+  std::vector<double> of_baseline;
+  for (const Run& run : c.groups[static_cast<size_t>(c.baseline)].runs) {
+    of_baseline.push_back(c.unit.of(*run.evaluation(c.split)));
+  }
+  const double level = std::abs(summarize(of_baseline).mean);
   for (size_t i = 0; i < c.groups.size(); ++i) {
     if (static_cast<int64_t>(i) == c.baseline) continue;
     Difference d;
@@ -377,10 +421,17 @@ void add_differences(Comparison& c) {
         d.seeds.push_back(a.seed);
         d.values.push_back(v);
         d.first_better += v < 0;
+        if (c.same_machine && (c.same_data || options.anyway)) add_pair_at_equal_time(d.equal_time, a, b, in_bits(c));
       }
     }
     d.interval = paired_interval(d.values);
-    if (!c.same_data) {
+    d.equal_time.interval = paired_interval(d.equal_time.values);
+    d.signed_rank_p = d.values.size() < 2 ? kNaN : signed_rank_p_value(d.values);
+    d.effect_size = effect_size(d.values);
+    d.margin = c.margin * level;
+    d.equivalence_p = d.margin > 0 ? equivalence_p_value(d.values, d.margin) : kNaN;
+    if (d.values.size() >= 2 && level > 0) d.seeds_needed = pairs_needed(kWorthFinding * level, d.interval.deviation);
+    if (!comparable) {
       d.verdict = Verdict::kNotComparable;
     } else if (d.values.empty()) {
       d.verdict = Verdict::kNoPairs;
@@ -393,6 +444,16 @@ void add_differences(Comparison& c) {
   }
 }
 
+std::string margin_text(const Comparison& c) { return str(c.margin * 100, " %"); }
+
+std::string p_text(double p) { return p < 0.0001 ? "p < 0.0001" : "p = " + fixed(p, 4); }
+
+// What a reader of a verdict has to know that --anyway brought about.
+std::string reservation(const Comparison& c) {
+  if (!c.same_data) return ", but on different data";
+  return c.same_budget ? "" : ", but not at the same budget";
+}
+
 }  // namespace
 
 double Unit::of(const Evaluation& evaluation) const {
@@ -401,11 +462,14 @@ double Unit::of(const Evaluation& evaluation) const {
   return evaluation.perplexity.value_or(kNaN);
 }
 
-Comparison compare_runs(std::vector<Run> runs, const std::string& split) {
+Comparison compare_runs(std::vector<Run> runs, const CompareOptions& options) {
   RMOE_CHECK(!runs.empty(), "compare: no run given");
+  RMOE_CHECK(options.margin > 0 && options.margin < 1, "compare: margin is ", options.margin,
+             ", expected a share of the baseline's mean between 0 and 1");
   Comparison c;
+  c.margin = options.margin;
   c.groups = group_runs(std::move(runs));
-  c.split = choose_split(c.groups, split);
+  c.split = choose_split(c.groups, options.split);
   c.unit = choose_unit(c.groups, c.split);
   auto plain = std::find_if(c.groups.begin(), c.groups.end(), [](const Group& g) { return !g.has_stage; });
   c.baseline = plain == c.groups.end() ? 0 : plain - c.groups.begin();
@@ -414,7 +478,7 @@ Comparison compare_runs(std::vector<Run> runs, const std::string& split) {
   c.config = config_differences(all);
   add_warnings(c);
   add_measures(c);
-  add_differences(c);
+  add_differences(c, options);
   return c;
 }
 
@@ -437,19 +501,51 @@ std::string estimate(const Comparison& c, const Difference& d) {
 std::string verdict(const Comparison& c, const Difference& d) {
   switch (d.verdict) {
     case Verdict::kNotComparable:
-      return "measured on different data, nothing to compare";
+      return str(c.same_data ? "not trained on the same budget" : "measured on different data", ", so not tested");
     case Verdict::kNoPairs:
       return "no seed in common, nothing to pair";
     case Verdict::kOneSeed:
       return "one seed decides nothing";
     case Verdict::kNotShown:
-      return "no difference shown";
+      return "no difference shown" + (d.equivalence_p < kLevel ? str("; equal within ", margin_text(c)) : "") +
+             reservation(c);
     case Verdict::kDifferent:
       break;
   }
   int64_t better = d.interval.mean < 0 ? d.first : d.second;
   return c.groups[static_cast<size_t>(better)].marked_name() + " is better" +
-         (c.same_budget ? "" : ", but not at the same budget");
+         (d.equivalence_p < kLevel ? str(", by less than ", margin_text(c)) : "") + reservation(c);
+}
+
+std::string tests(const Comparison& c, const Difference& d) {
+  const auto n = static_cast<int64_t>(d.values.size());
+  if (d.verdict == Verdict::kNotComparable || n < 2) return "";
+  std::string out = str("paired t-test ", p_text(d.interval.p_value));
+  if (std::isfinite(d.signed_rank_p)) {
+    out += str(", signed-rank test ", p_text(d.signed_rank_p));
+    constexpr int64_t kFew = 5;  // up to here the test cannot reach 0.05
+    if (n <= kFew) out += str(" (", n, " seeds give ", fixed(std::exp2(1.0 - static_cast<double>(n)), 4), " at least)");
+  }
+  out += str("; equal within ", margin_text(c), ": ", d.equivalence_p < kLevel ? "shown" : "not shown", " (TOST, ",
+             p_text(d.equivalence_p), ")");
+  if (std::isfinite(d.effect_size)) out += str("; effect size ", fixed(d.effect_size, 1, true));
+  if (d.seeds_needed != 0) {
+    out += str("; to find 1 % takes ", d.seeds_needed < 0 ? "over a million" : str(d.seeds_needed), " seeds");
+  }
+  return out;
+}
+
+std::string at_equal_time(const Comparison& c, const Difference& d) {
+  const auto n = static_cast<int64_t>(d.equal_time.values.size());
+  if (d.verdict == Verdict::kNotComparable || n == 0) return "";
+  const PairedInterval& i = d.equal_time.interval;
+  const int decimals = c.unit.decimals + 1;
+  const std::string mean =
+      str("at equal training time (", fixed(d.equal_time.seconds, 0), " s, validation): ",
+          fixed(i.mean, decimals, true), in_bits(c) ? " bits per character" : " perplexity per token");
+  if (n < 2) return mean + " with one seed";
+  return str(mean, " over ", n, " seeds, 95 % interval ", fixed(i.low, decimals, true), " to ",
+             fixed(i.high, decimals, true));
 }
 
 std::string causal_note(const Comparison& c) {

@@ -104,6 +104,9 @@ class Page {
         if (std::string numbers = estimate(c_, d); !numbers.empty()) {
           put("<span>", escape_html(typeset(numbers)), "</span>");
         }
+        for (const std::string& more : {tests(c_, d), at_equal_time(c_, d)}) {
+          if (!more.empty()) put("<span>", escape_html(typeset(more)), "</span>");
+        }
         put("</p>\n");
       }
       return;
@@ -114,11 +117,16 @@ class Page {
       auto at = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k.first == kind; });
       if (at == kinds.end()) at = kinds.insert(kinds.end(), {kind, ""});
       at->second += (at->second.empty() ? "" : " · ") + c_.groups[static_cast<size_t>(d.first)].marked_name();
+      if (d.verdict == Verdict::kDifferent) {
+        const int decimals = c_.unit.decimals + 1;
+        at->second +=
+            str(" (", fixed(d.interval.low, decimals, true), " to ", fixed(d.interval.high, decimals, true), ")");
+      }
     }
     put("<p class=\"finding\">Against ", escape_html(baseline().marked_name()), ", ", split_name(), " text",
         c_.same_budget ? "" : ", not at the same budget", "</p>\n<dl>\n");
     for (const auto& [kind, names] : kinds) {
-      put("<dt>", escape_html(kind), "</dt><dd><strong>", escape_html(names), "</strong></dd>\n");
+      put("<dt>", escape_html(kind), "</dt><dd><strong>", escape_html(typeset(names)), "</strong></dd>\n");
     }
     put("</dl>\n");
   }
@@ -202,11 +210,15 @@ class Page {
     put("<div class=\"scroll\"><table class=\"rows\">\n<thead><tr><td></td><th scope=\"col\" class=\"n\">",
         split_name(), " ", c_.unit.label,
         "</th><th scope=\"col\" class=\"n\">95 % interval</th><th scope=\"col\" class=\"n\">better in</th>",
-        "</tr></thead>\n<tbody>\n");
+        "<th scope=\"col\" class=\"n\">p, paired t</th><th scope=\"col\" class=\"n\">p, signed rank</th>",
+        "<th scope=\"col\" class=\"n\">p, equal within ", c_.margin * 100, " %</th>",
+        "<th scope=\"col\" class=\"n\">effect size</th><th scope=\"col\" class=\"n\">seeds to find 1 %</th>",
+        "<th scope=\"col\" class=\"n\">at equal time</th></tr></thead>\n<tbody>\n");
     int decimals = c_.unit.decimals + 1;
     auto signed_number = [&](double v) {
       return std::isfinite(v) ? typeset(str(v < 0 ? "" : "+", fixed(v, decimals))) : "–";
     };
+    auto plain_number = [](double v, int digits) { return std::isfinite(v) ? typeset(fixed(v, digits)) : "–"; };
     for (const Difference& d : c_.differences) {
       put("<tr><th scope=\"row\">", marked_name(static_cast<size_t>(d.first)), "</th><td class=\"n\">",
           signed_number(d.interval.mean), "</td><td class=\"n\">");
@@ -215,7 +227,13 @@ class Page {
       } else {
         put(signed_number(d.interval.low), " to ", signed_number(d.interval.high));
       }
-      put("</td><td class=\"n\">", d.first_better, " of ", d.values.size(), "</td></tr>\n");
+      put("</td><td class=\"n\">", d.first_better, " of ", d.values.size());
+      for (double p : {d.interval.p_value, d.signed_rank_p, d.equivalence_p}) {
+        put("</td><td class=\"n\">", plain_number(p, 4));
+      }
+      put("</td><td class=\"n\">", plain_number(d.effect_size, 1), "</td><td class=\"n\">",
+          d.seeds_needed > 0 ? str(d.seeds_needed) : "–", "</td><td class=\"n\">",
+          d.equal_time.values.empty() ? "–" : signed_number(d.equal_time.interval.mean), "</td></tr>\n");
     }
     put("</tbody>\n</table></div>\n");
   }

@@ -161,6 +161,7 @@ Run read_run(const std::string& given) {
   run.tokens = json_int(json, "tokens", what);
   run.seconds = json_double(json, "seconds", what);
   run.tokens_per_s = optional_double(json, "tokens_per_s", what).value_or(0);
+  run.flops_per_token = optional_double(json, "flops_per_token", what).value_or(0);
   run.peak_memory_bytes = int_or_zero(json, "peak_memory_bytes", what);
   run.batch_tokens = int_or_zero(json, "batch_tokens", what);
   run.best_step = run.steps;
@@ -177,6 +178,7 @@ Run read_run(const std::string& given) {
   flatten(parse_toml_file(folder / "config.toml"), "", run.config);
   run.valid = read_evaluation(folder, "valid");
   run.test = read_evaluation(folder, "test");
+  if (fs::exists(folder / "metrics.jsonl")) run.validation = read_curves(run).valid;
   run.causal =
       bool_or_true(json, "causal", what) && (!run.valid || run.valid->causal) && (!run.test || run.test->causal);
   return run;

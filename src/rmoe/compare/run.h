@@ -32,40 +32,6 @@ struct Evaluation {
   bool word_level() const { return words > 0 && std::abs(tokens - words) <= 1 + words / 100; }
 };
 
-// RUN/summary.json with its evaluations.
-struct Run {
-  std::string path;   // as the user wrote it, without a slash at the end
-  std::string name;   // the folder's where the config has none
-  std::string group;  // equal for runs that differ in seed and place only; opaque
-  int64_t seed = 0;
-  std::string family, stage, router, dtype, stop;
-  // False: by the summary or an evaluation, the choice of experts for a token depends on tokens to come or on its place
-  // in a batch.
-  bool causal = true;
-  int64_t params = 0;
-  int64_t active_params = 0;
-  int64_t steps = 0;
-  int64_t tokens = 0;  // trained on
-  double seconds = 0;
-  double tokens_per_s = 0;
-  int64_t peak_memory_bytes = 0;
-  int64_t batch_tokens = 0;
-  int64_t best_step = 0;
-  std::string data_path;
-  std::string tokenizer_hash;
-  int64_t train_tokens = 0;  // in the training split
-  std::string cpu;
-  int64_t threads = 0;
-  std::map<std::string, std::string> config;  // config.toml, flat: "model.layers" -> "4"
-  std::optional<Evaluation> valid;
-  std::optional<Evaluation> test;
-
-  bool has_stage() const { return !stage.empty() && stage != "none"; }
-  const std::optional<Evaluation>& evaluation(const std::string& split) const {
-    return split == "valid" ? valid : test;
-  }
-};
-
 // Points of RUN/metrics.jsonl. A number that the file gives as null is NaN.
 struct TrainPoint {
   int64_t step = 0;
@@ -86,6 +52,42 @@ struct EvalPoint {
 struct Curves {
   std::vector<TrainPoint> train;
   std::vector<EvalPoint> valid;
+};
+
+// RUN/summary.json with its evaluations.
+struct Run {
+  std::string path;   // as the user wrote it, without a slash at the end
+  std::string name;   // the folder's where the config has none
+  std::string group;  // equal for runs that differ in seed and place only; opaque
+  int64_t seed = 0;
+  std::string family, stage, router, dtype, stop;
+  // False: by the summary or an evaluation, the choice of experts for a token depends on tokens to come or on its place
+  // in a batch.
+  bool causal = true;
+  int64_t params = 0;
+  int64_t active_params = 0;
+  int64_t steps = 0;
+  int64_t tokens = 0;  // trained on
+  double seconds = 0;
+  double tokens_per_s = 0;
+  double flops_per_token = 0;  // of training; 0: unknown
+  int64_t peak_memory_bytes = 0;
+  int64_t batch_tokens = 0;
+  int64_t best_step = 0;
+  std::string data_path;
+  std::string tokenizer_hash;
+  int64_t train_tokens = 0;  // in the training split
+  std::string cpu;
+  int64_t threads = 0;
+  std::map<std::string, std::string> config;  // config.toml, flat: "model.layers" -> "4"
+  std::optional<Evaluation> valid;
+  std::optional<Evaluation> test;
+  std::vector<EvalPoint> validation;  // during training, of metrics.jsonl in its order; empty without the file
+
+  bool has_stage() const { return !stage.empty() && stage != "none"; }
+  const std::optional<Evaluation>& evaluation(const std::string& split) const {
+    return split == "valid" ? valid : test;
+  }
 };
 
 // Throws Error(kBadInput), one line, when `path` is not a run folder, the run is unfinished, or a file lacks a field.

@@ -1,8 +1,11 @@
 // Student's t through the regularized incomplete beta function: P(|T| > t) = I_x(df/2, 1/2) with x = df / (df + t^2).
 #include "rmoe/compare/stats.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
+#include <vector>
 
 #include "rmoe/base/error.h"
 
@@ -100,6 +103,95 @@ PairedInterval paired_interval(std::span<const double> differences, double confi
     out.p_value = s.mean == 0 ? 1 : 0;
   }
   return out;
+}
+
+double signed_rank_p_value(std::span<const double> differences) {
+  std::vector<double> sorted;
+  for (double d : differences) {
+    if (d != 0) sorted.push_back(d);
+  }
+  const size_t n = sorted.size();
+  if (n == 0) return kNaN;
+  std::sort(sorted.begin(), sorted.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
+  // Twice the ranks: mean ranks of ties are halves.
+  std::vector<size_t> ranks(n);
+  for (size_t first = 0; first < n;) {
+    size_t end = first;
+    while (end < n && std::abs(sorted[end]) == std::abs(sorted[first])) ++end;
+    for (size_t i = first; i < end; ++i) ranks[i] = first + 1 + end;
+    first = end;
+  }
+  const size_t total = n * (n + 1);
+  // share[w]: of all choices of signs, those whose positive ranks sum to w.
+  std::vector<double> share(total + 1);
+  share[0] = 1;
+  size_t reached = 0;
+  for (size_t rank : ranks) {
+    reached += rank;
+    for (size_t w = reached + 1; w-- > 0;) share[w] = 0.5 * (share[w] + (w >= rank ? share[w - rank] : 0));
+  }
+  size_t positive = 0;
+  for (size_t i = 0; i < n; ++i) positive += sorted[i] > 0 ? ranks[i] : 0;
+  const size_t low = std::min(positive, total - positive);
+  double tail = 0;
+  for (size_t w = 0; w <= low; ++w) tail += share[w];
+  return std::min(1.0, 2 * tail);
+}
+
+double equivalence_p_value(std::span<const double> differences, double margin) {
+  RMOE_CHECK(margin > 0, "equivalence_p_value: margin ", margin, ", expected more than 0");
+  const Summary s = summarize(differences);
+  if (s.n < 2) return kNaN;
+  const double error = s.deviation / std::sqrt(static_cast<double>(s.n)), room = margin - std::abs(s.mean);
+  if (error == 0) return room > 0 ? 0 : 1;
+  return student_tail(room / error, static_cast<double>(s.n - 1));  // the larger of the two tests' values
+}
+
+double effect_size(std::span<const double> differences) {
+  const Summary s = summarize(differences);
+  return s.n < 2 || s.deviation == 0 ? kNaN : s.mean / s.deviation;
+}
+
+double paired_power(int64_t n, double effect, double level) {
+  RMOE_CHECK(n >= 2 && level > 0 && level < 1, "paired_power: ", n, " pairs at level ", level,
+             ", expected at least 2 and a level between 0 and 1");
+  const auto df = static_cast<double>(n - 1);
+  const double critical = student_quantile(1 - level / 2, df), shift = effect * std::sqrt(static_cast<double>(n));
+  // T = (Z + shift) / S, where S^2 is a chi-square over its degrees of freedom: given S = s, |T| > critical is a matter
+  // of the normal distribution. Simpson's rule over s, where its density is not nothing.
+  const auto normal = [](double z) { return 0.5 * std::erfc(-z / std::numbers::sqrt2); };
+  const double log_front = std::log(2.0) + df / 2 * std::log(df / 2) - std::lgamma(df / 2);
+  const auto integrand = [&](double s) {
+    const double density = s > 0 ? std::exp(log_front + (df - 1) * std::log(s) - df * s * s / 2)
+                           : df == 1 ? std::exp(log_front) : 0;
+    return density * (normal(shift - critical * s) + normal(-shift - critical * s));
+  };
+  constexpr int kIntervals = 4000;
+  constexpr double kDeviations = 12;
+  const double spread = kDeviations / std::sqrt(2 * df), low = std::max(0.0, 1 - spread);
+  const double step = (1 + spread - low) / kIntervals;
+  double sum = integrand(low) + integrand(1 + spread);
+  for (int i = 1; i < kIntervals; ++i) sum += (i % 2 == 1 ? 4 : 2) * integrand(low + i * step);
+  return std::min(1.0, sum * step / 3);
+}
+
+int64_t pairs_needed(double difference, double deviation, double power, double level) {
+  RMOE_CHECK(difference > 0 && deviation >= 0 && power > 0 && power < 1, "pairs_needed: difference ", difference,
+             ", deviation ", deviation, ", power ", power, ", expected difference > 0 and power between 0 and 1");
+  constexpr int64_t kMost = 1'000'000;
+  if (deviation == 0) return 2;
+  const double effect = difference / deviation;
+  if (paired_power(kMost, effect, level) < power) return -1;
+  int64_t low = 1, high = 2;  // power grows with n: not enough at low, enough at high
+  while (high < kMost && paired_power(high, effect, level) < power) {
+    low = high;
+    high = std::min(2 * high, kMost);
+  }
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (paired_power(middle, effect, level) < power ? low : high) = middle;
+  }
+  return high;
 }
 
 }  // namespace rmoe::compare

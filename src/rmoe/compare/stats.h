@@ -1,5 +1,5 @@
-// The statistics of a comparison: mean and sample deviation over seeds, Student's t distribution, and the interval of
-// a mean difference between runs that are paired by seed.
+// The statistics of a comparison: mean and sample deviation over seeds, Student's t distribution, and what can be said
+// of differences between runs that are paired by seed: interval, tests, size, and the seeds that a better answer takes.
 #pragma once
 
 #include <cstdint>
@@ -36,5 +36,25 @@ struct PairedInterval {
   bool excludes_zero() const;
 };
 PairedInterval paired_interval(std::span<const double> differences, double confidence = 0.95);
+
+// Wilcoxon's signed-rank test: the two-sided p-value of the hypothesis that differences are symmetric around 0, exact
+// (over all 2^n signs, ties with their mean rank). Differences of 0 are left out, as Wilcoxon does; NaN where none is
+// left. The smallest value that n differences can give is 2^(1 - n): 0.25 for 3, 0.0625 for 5.
+double signed_rank_p_value(std::span<const double> differences);
+
+// Two one-sided t-tests (TOST, Schuirmann 1987): the p-value of the hypothesis that the true mean difference is at
+// least `margin` > 0 away from 0. Below 0.05, the 90 % interval lies within (-margin, margin). n < 2: NaN.
+double equivalence_p_value(std::span<const double> differences, double margin);
+
+// The mean over the deviation of the differences (Cohen's d for pairs). NaN for n < 2 and for a deviation of 0.
+double effect_size(std::span<const double> differences);
+
+// The probability that the two-sided paired t-test on n >= 2 pairs finds, at `level`, a true mean difference of
+// `effect` deviations: by the noncentral t distribution.
+double paired_power(int64_t n, double effect, double level = 0.05);
+
+// The smallest number of pairs for which paired_power is at least `power`; 2 where the deviation is 0, and -1 where
+// more than a million are needed. `difference` and `deviation` in the same unit, difference > 0.
+int64_t pairs_needed(double difference, double deviation, double power = 0.8, double level = 0.05);
 
 }  // namespace rmoe::compare

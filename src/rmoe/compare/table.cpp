@@ -217,12 +217,23 @@ const char* verdict_key(Verdict verdict) {
     case Verdict::kNoPairs:
       return "no common seed";
     case Verdict::kNotComparable:
-      return "not the same data";
+      return "not comparable";
   }
   return "";
 }
 
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+
+Json equal_time_json(const EqualTime& e) {
+  if (e.values.empty()) return nullptr;
+  return {{"split", "valid"},
+          {"seconds", number(e.seconds)},
+          {"values", e.values},
+          {"mean", number(e.interval.mean)},
+          {"low", number(e.interval.low)},
+          {"high", number(e.interval.high)}};
+}
+
 
 }  // namespace
 
@@ -247,7 +258,12 @@ std::string to_text(const Comparison& c, int64_t width) {
   if (std::string note = causal_note(c); !note.empty()) out += wrap(note, width, "", "  ");
   if (!c.differences.empty()) {
     out += str("\n", heading(c), "\n");
-    for (const Difference& d : c.differences) out += wrap(sentence(c, d), width, "  ", "    ");
+    for (const Difference& d : c.differences) {
+      out += wrap(sentence(c, d), width, "  ", "    ");
+      for (const std::string& more : {tests(c, d), at_equal_time(c, d)}) {
+        if (!more.empty()) out += wrap(more, width, "    ", "      ");
+      }
+    }
     if (std::string note = intervals_note(c); !note.empty()) out += str("  ", note, "\n");
   }
   for (size_t i = 0; i < c.warnings.size(); ++i) {
@@ -275,7 +291,12 @@ std::string to_markdown(const Comparison& c) {
   if (std::string note = causal_note(c); !note.empty()) out += str("\n", note, "\n");
   if (!c.differences.empty()) {
     out += str("\n", heading(c), ":\n\n");
-    for (const Difference& d : c.differences) out += str("- ", escape_markdown(sentence(c, d)), "\n");
+    for (const Difference& d : c.differences) {
+      out += str("- ", escape_markdown(sentence(c, d)), "\n");
+      for (const std::string& more : {tests(c, d), at_equal_time(c, d)}) {
+        if (!more.empty()) out += str("  - ", escape_markdown(more), "\n");
+      }
+    }
     if (std::string note = intervals_note(c); !note.empty()) out += str("\n", note, "\n");
   }
   for (size_t i = 0; i < c.warnings.size(); ++i) {
@@ -287,7 +308,9 @@ std::string to_markdown(const Comparison& c) {
 std::string to_csv(const Comparison& c) {
   std::string out = "group,seeds";
   for (const Measure& m : c.measures) out += str(",", m.key, m.spread ? str(",", m.key, "_deviation") : "");
-  out += ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high,causal\n";
+  out += ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high,t_p_value,"
+         "signed_rank_p_value,equivalence_margin,equivalence_p_value,effect_size,seeds_for_1_percent,"
+         "equal_time_seconds,equal_time_mean,equal_time_low,equal_time_high,causal\n";
   for (size_t g = 0; g < c.groups.size(); ++g) {
     out += str(csv_field(c.groups[g].name), ",", c.groups[g].runs.size());
     for (const Measure& m : c.measures) {
@@ -296,11 +319,16 @@ std::string to_csv(const Comparison& c) {
     auto d = std::find_if(c.differences.begin(), c.differences.end(),
                           [&](const Difference& x) { return x.first == static_cast<int64_t>(g); });
     if (d == c.differences.end()) {
-      out += ",,,,,,";
+      out += ",,,,,,,,,,,,,,,,";
     } else {
       out += str(",", csv_field(c.groups[static_cast<size_t>(d->second)].name), ",", c.split, "_", c.unit.key, ",",
                  d->values.size(), ",", exact(d->interval.mean), ",", exact(d->interval.low), ",",
-                 exact(d->interval.high));
+                 exact(d->interval.high), ",", exact(d->interval.p_value), ",", exact(d->signed_rank_p), ",",
+                 exact(d->margin), ",", exact(d->equivalence_p), ",", exact(d->effect_size), ",",
+                 d->seeds_needed > 0 ? str(d->seeds_needed) : "", ",",
+                 d->equal_time.values.empty() ? "" : exact(d->equal_time.seconds), ",",
+                 exact(d->equal_time.interval.mean), ",", exact(d->equal_time.interval.low), ",",
+                 exact(d->equal_time.interval.high));
     }
     out += c.groups[g].causal ? ",true\n" : ",false\n";
   }
@@ -343,6 +371,11 @@ Json to_json(const Comparison& c) {
                                   {"low", number(d.interval.low)},
                                   {"high", number(d.interval.high)},
                                   {"p_value", number(d.interval.p_value)},
+                                  {"signed_rank_p_value", number(d.signed_rank_p)},
+                                  {"effect_size", number(d.effect_size)},
+                                  {"equivalence", {{"margin", number(d.margin)}, {"p_value", number(d.equivalence_p)}}},
+                                  {"seeds_for_1_percent", d.seeds_needed > 0 ? Json(d.seeds_needed) : Json(nullptr)},
+                                  {"equal_time", equal_time_json(d.equal_time)},
                                   {"first_better", d.first_better},
                                   {"verdict", verdict_key(d.verdict)},
                                   {"text", sentence(c, d)}});

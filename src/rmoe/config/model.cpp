@@ -17,7 +17,8 @@ void RopeScalingConfig::validate() const {
 }
 
 void ModelConfig::validate() const {
-  RMOE_CHECK(llama.head_width > 0 || width % heads == 0, "width must be a multiple of heads, got width = ", width, " and heads = ", heads);
+  RMOE_CHECK(llama.head_width > 0 || width % heads == 0, "width must be a multiple of heads, got width = ", width,
+             " and heads = ", heads);
   RMOE_CHECK(dense_layers <= layers, "dense_layers must be at most layers, got ", dense_layers, " of ", layers);
   for (const int64_t layer : dense_at) {
     RMOE_CHECK(layer < layers, "dense_at names layer ", layer, ", but the last one is ", layers - 1);

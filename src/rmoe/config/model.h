@@ -64,6 +64,7 @@ struct MoeConfig {
   Choice<routing::StageRegistry> stage{"none"};
   Choice<routing::RouterRegistry> router{"linear"};
   int64_t router_group = 1;
+  bool state_gate = false;
   std::vector<TransformConfig> transforms;
   Choice<routing::ScoreRegistry> score{"softmax_selected"};
   Choice<routing::SelectionRegistry> selection{"top_k"};
@@ -102,6 +103,10 @@ struct MoeConfig {
         Field{"router", &C::router, "the head that scores experts; `rmoe list routers` shows all"},
         Field{
             "router_group", &C::router_group, "consecutive MoE layers that share one head; 0: all of them", {.min = 0}},
+        Field{
+            "state_gate", &C::state_gate,
+            "the router reads x, and a gate on the stage's state, zero at the start, is added to its logits; false: it "
+            "reads the state alone"},
         Field{"transforms", &C::transforms, "what changes the logits, in this order"},
         Field{"score", &C::score, "logits to scores and weights; `rmoe list scores` shows all"},
         Field{"selection", &C::selection, "which experts a token goes to; `rmoe list selections`"},
@@ -165,22 +170,20 @@ struct LlamaConfig {
 
   static constexpr auto fields() {
     using C = LlamaConfig;
-    return std::tuple{Field{"kv_heads",
-                            &C::kv_heads,
-                            "heads of keys and values (grouped-query attention); 0: as many as heads",
-                            {.min = 0}},
-                      Field{"head_width",
-                            &C::head_width,
-                            "channels of a head (C); 0: width / heads",
-                            {.min = 0, .max = kWidest}},
-                      Field{"qk_norm", &C::qk_norm,
-                            "RMSNorm of queries and keys, before they are turned: head: each head by itself (Qwen3); "
-                            "whole: all heads together (OLMoE)"},
-                      Field{"attention_bias", &C::attention_bias, "biases in the four projections of the attention"},
-                      Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
-                      Field{"rope_scaling", &C::rope_scaling, "longer texts than those of the pre-training"},
-                      Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
-                      Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
+    return std::tuple{
+        Field{"kv_heads",
+              &C::kv_heads,
+              "heads of keys and values (grouped-query attention); 0: as many as heads",
+              {.min = 0}},
+        Field{"head_width", &C::head_width, "channels of a head (C); 0: width / heads", {.min = 0, .max = kWidest}},
+        Field{"qk_norm", &C::qk_norm,
+              "RMSNorm of queries and keys, before they are turned: head: each head by itself (Qwen3); "
+              "whole: all heads together (OLMoE)"},
+        Field{"attention_bias", &C::attention_bias, "biases in the four projections of the attention"},
+        Field{"rope_theta", &C::rope_theta, "base of the rotary embedding", {.above = 0}},
+        Field{"rope_scaling", &C::rope_scaling, "longer texts than those of the pre-training"},
+        Field{"norm_eps", &C::norm_eps, "epsilon of the norms", {.above = 0}},
+        Field{"tie_embeddings", &C::tie_embeddings, "the head reuses the embedding"}};
   }
 };
 

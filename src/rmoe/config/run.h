@@ -30,10 +30,52 @@ struct EnumNames<Recompute> {
   static constexpr std::array names{std::pair{Recompute::kNone, "none"}, std::pair{Recompute::kLayer, "layer"}};
 };
 
+enum class TooLong { kLeaveOut, kCut, kRefuse };
+template <>
+struct EnumNames<TooLong> {
+  static constexpr std::array names{std::pair{TooLong::kLeaveOut, "leave_out"}, std::pair{TooLong::kCut, "cut"},
+                                    std::pair{TooLong::kRefuse, "refuse"}};
+};
+
+// Instruction data: questions with answers, of which the answers are learned (data/instructions.h).
+struct InstructConfig {
+  std::string train, valid;
+  double valid_share = 0.02;
+  bool pack = false;
+  TooLong too_long = TooLong::kLeaveOut;
+  std::string preamble;
+  std::string input = "{instruction}\n\n### Input:\n{input}";
+  std::string system = "{content}\n\n";
+  std::string user = "### Instruction:\n{content}\n\n";
+  std::string assistant = "### Response:\n{content}";
+  std::string end = "\n\n";
+
+  static constexpr auto fields() {
+    using C = InstructConfig;
+    return std::tuple{
+        Field{"train", &C::train, "jsonl file of instructions with answers, in place of data.path"},
+        Field{"valid", &C::valid, "jsonl file to evaluate on; empty: a share of the training file is held out"},
+        Field{"valid_share", &C::valid_share, "the share held out where there is no file", {.above = 0, .below = 1}},
+        Field{"pack", &C::pack, "several samples in a row of train.block tokens; false: one, padded"},
+        Field{"too_long", &C::too_long,
+              "samples longer than train.block: leave_out and cut count them, refuse ends with file and line"},
+        Field{"preamble", &C::preamble, "a system message in front of samples that have none; empty: none"},
+        Field{"input", &C::input, "the user's message of an Alpaca sample with an input"},
+        Field{"system", &C::system, "the text around a system message"},
+        Field{"user", &C::user, "the text around a user's message"},
+        Field{"assistant", &C::assistant, "the text in front of an answer"},
+        Field{"end", &C::end, "what ends an answer where the tokenizer has no separator"}};
+  }
+  bool given() const { return !train.empty(); }
+  void validate() const;
+};
+
 struct DataConfig {
   std::string path;
+  InstructConfig instruct;
   static constexpr auto fields() {
-    return std::tuple{Field{"path", &DataConfig::path, "folder made by `rmoe data prepare`"}};
+    return std::tuple{Field{"path", &DataConfig::path, "folder made by `rmoe data prepare`"},
+                      Field{"instruct", &DataConfig::instruct, "instruction data"}};
   }
 };
 
@@ -62,12 +104,17 @@ struct OptimizerConfig {
 struct ScheduleConfig {
   Decay decay = Decay::kCosine;
   int64_t warmup = 100;
+  double warmup_ratio = 0;
   double final_ratio = 0.1;
 
   static constexpr auto fields() {
     using C = ScheduleConfig;
     return std::tuple{Field{"decay", &C::decay, "how the learning rate falls after the warm-up"},
                       Field{"warmup", &C::warmup, "steps of linear growth to the peak", {.min = 0}},
+                      Field{"warmup_ratio",
+                            &C::warmup_ratio,
+                            "share of the steps to warm up in, rounded up; 0: warmup says how many",
+                            {.min = 0, .below = 1}},
                       Field{"final_ratio",
                             &C::final_ratio,
                             "last learning rate over the peak, for linear and cosine",
@@ -75,6 +122,7 @@ struct ScheduleConfig {
   }
   // Learning rate of step `step` (counted from 0) of `steps`, as a factor of the peak.
   double factor(int64_t step, int64_t steps) const;
+  int64_t warmup_steps(int64_t steps) const;
 };
 
 struct EvalConfig {
@@ -123,7 +171,10 @@ inline constexpr int64_t kMostThreads = 4096;
 struct TrainConfig {
   std::string init;
   int64_t seed = 1;
+  std::vector<std::string> freeze;
+  bool balance_frozen = false;
   int64_t steps = 1000;
+  double epochs = 0;
   int64_t tokens = 0;
   double minutes = 0;
   int64_t batch = 8;
@@ -146,7 +197,15 @@ struct TrainConfig {
     return std::tuple{
         Field{"init", &C::init, "run folder whose newest weights a fresh run starts from; empty: random start values"},
         Field{"seed", &C::seed, "of the start values, the data order, dropout and samples", {.min = 0}},
+        Field{
+            "freeze", &C::freeze,
+            "globs of tensor names that are not trained, as checkpoints name them; a later `!glob` trains its tensors"},
+        Field{"balance_frozen", &C::balance_frozen, "balance losses also for MoE layers whose router is frozen"},
         Field{"steps", &C::steps, "optimizer steps; the schedule ends here", {.min = 1}},
+        Field{"epochs",
+              &C::epochs,
+              "of instruction data: sets steps to so many passes over the samples, rounded up; 0: steps says how many",
+              {.min = 0}},
         Field{"tokens", &C::tokens, "stop after this many tokens; 0: no such limit", {.min = 0}},
         Field{"minutes", &C::minutes, "stop after this much training time; 0: no such limit", {.min = 0}},
         Field{"batch", &C::batch, "sequences per step, in all micro-batches together", {.min = 1}},

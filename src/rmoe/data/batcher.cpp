@@ -37,6 +37,10 @@ Batch Batch::rows(int64_t begin, int64_t end) const {
   Batch part = *this;
   part.batch = end - begin;
   part.tokens.assign(tokens.begin() + begin * (length + 1), tokens.begin() + end * (length + 1));
+  if (!targets.empty()) {
+    part.targets.assign(targets.begin() + begin * length, targets.begin() + end * length);
+    part.valid.assign(valid.begin() + begin * length, valid.begin() + end * length);
+  }
   return part;
 }
 

@@ -12,6 +12,9 @@ namespace rmoe::data {
 // Row b, b in [0, batch): length + 1 ids; inputs are the first `length`, targets the last `length`.
 struct Batch {
   std::vector<int64_t> tokens;  // [batch, length + 1]
+  // Of instruction data (instructions.h), [batch, length]; empty: the tokens' own. -100: no target.
+  std::vector<int64_t> targets;
+  std::vector<uint8_t> valid;  // [batch, length] with targets: 0 where a row is padded
   int64_t batch = 0;
   int64_t length = 0;
   bool fresh = true;  // the rows do not continue those of the step before: caches must be cleared

@@ -69,11 +69,11 @@ std::pair<std::filesystem::path, std::string> read_model(const Json& object, con
 std::unique_ptr<Tokenizer> load_huggingface(const Json& object, const std::string& what,
                                             const std::filesystem::path& folder) {
   auto [path, bytes] = read_model(object, what, folder);
-  HuggingfaceFacts facts{.size = json_int(object, "vocab_size", what),
-                         .begin = {},
-                         .separator = optional_int(object, "separator", what)};
+  HuggingfaceFacts facts{
+      .size = json_int(object, "vocab_size", what), .begin = {}, .separator = optional_int(object, "separator", what)};
   const auto is_id = [&](int64_t id) { return id >= 0 && id < facts.size; };
-  RMOE_CHECK(facts.size > 0 && is_id(facts.separator.value_or(0)), what, ": 'vocab_size' or 'separator' is out of range");
+  RMOE_CHECK(facts.size > 0 && is_id(facts.separator.value_or(0)), what,
+             ": 'vocab_size' or 'separator' is out of range");
   for (const Json& id : array_or_empty(object, "begin", what)) {
     RMOE_CHECK(id.is_number_integer() && is_id(id.get<int64_t>()), what, ": 'begin' is not a list of ids");
     facts.begin.push_back(id.get<int64_t>());
@@ -84,7 +84,8 @@ std::unique_ptr<Tokenizer> load_huggingface(const Json& object, const std::strin
 std::unique_ptr<Tokenizer> load_sentencepiece(const Json& object, const std::string& what,
                                               const std::filesystem::path& folder, bool separated) {
   auto [path, bytes] = read_model(object, what, folder);
-  if (!object.contains("normalization")) return make_sentencepiece_tokenizer(std::move(bytes), path.string(), separated);
+  if (!object.contains("normalization"))
+    return make_sentencepiece_tokenizer(std::move(bytes), path.string(), separated);
   const std::string normalization = json_string(object, "normalization", what);
   RMOE_CHECK(normalization == "model", what, ": 'normalization' is '", normalization, "', expected model");
   const Json& begin = array_or_empty(object, "begin", what);

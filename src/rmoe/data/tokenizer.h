@@ -19,7 +19,8 @@
 //   word           "end_of_line": the id of "<eos>", which ends every line; "vocabulary": array of strings, most
 //   frequent
 //                  first (ties by bytes), with "<eos>" and "<unk>" among them; the id is the index. "separator" follows
-//   huggingface    "model": "tokenizer.hf.json", the file of Hugging Face's `tokenizers` in the same folder; "model_hash";
+//   huggingface    "model": "tokenizer.hf.json", the file of Hugging Face's `tokenizers` in the same folder;
+//   "model_hash";
 //                  "begin": ids that every document begins with. A document is encoded whole (in parts, cut behind a
 //                  line feed, beyond 16 MiB)
 //   sentencepiece  "model": "tokenizer.model", the SentencePiece model in the same folder, its normalization set to
@@ -147,10 +148,10 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const
 std::unique_ptr<Tokenizer> make_foreign_sentencepiece_tokenizer(std::string model, const std::string& name, bool begin);
 
 // A tokenizer of Hugging Face's `tokenizers`, given as the text of its tokenizer.json; `name` names it in errors. That
-// package itself does the work, in a process of the Python that has it: that of the environment whose torch this program
-// runs on, else python3 of the path. Throws kIo when neither has it, kBadInput for a file that it does not take.
-// `separator`: the token that ends a document, as text; empty: none. With `facts`, as a file of ours has them, the
-// process starts when it is first needed.
+// package itself does the work, in a process of the Python that has it: that of the environment whose torch this
+// program runs on, else python3 of the path. Throws kIo when neither has it, kBadInput for a file that it does not
+// take. `separator`: the token that ends a document, as text; empty: none. With `facts`, as a file of ours has them,
+// the process starts when it is first needed.
 struct HuggingfaceFacts {
   int64_t size = 0;
   std::vector<int64_t> begin;  // ids before every document

@@ -3,11 +3,14 @@
 
 #include <cmath>
 #include <iomanip>
+#include <numbers>
 #include <numeric>
 
+#include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
+#include "rmoe/data/file_reader.h"
 #include "rmoe/data/hash.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
@@ -20,6 +23,34 @@ namespace rmoe {
 namespace {
 
 namespace fs = std::filesystem;
+
+// The instruction file that the command means; nothing: a token file.
+std::optional<fs::path> find_instructions(const LoadedRun& run, const EvalCommand& command) {
+  if (!command.data.empty()) {
+    const fs::path file = command.data;
+    const fs::path kind = fs::path(data::without_compression(file.string())).extension();
+    if (fs::is_directory(file) || (kind != ".jsonl" && kind != ".json")) return {};
+    if (!fs::exists(file)) io_error(file.string(), ": no such instruction file");
+    return file;
+  }
+  const InstructConfig& instruct = run.config.data.instruct;
+  if (!instruct.given()) return {};
+  RMOE_CHECK(command.split != "test", command.run, ": instruction data have no split 'test', expected train or valid");
+  const fs::path file = command.split == "valid" && !instruct.valid.empty() ? instruct.valid : instruct.train;
+  if (!fs::exists(file)) {
+    throw Error(Exit::kIo, str(command.run, ": the data it was trained on is not there: ", file.string()),
+                "run from the folder where it was trained, or name the data with --data");
+  }
+  return file;
+}
+
+// Of the run's own file where no other is named: its split.
+data::InstructionSet read_split(const LoadedRun& run, const EvalCommand& command, const fs::path& file, int64_t block) {
+  InstructConfig config = run.config.data.instruct;
+  if (!command.data.empty()) return data::read_instructions(file, *run.tokenizer, config, block);
+  auto data = data::read_instructions(config, *run.tokenizer, block);
+  return command.split == "valid" ? std::move(data.valid) : std::move(data.train);
+}
 
 std::string progress_line(const EvalResult& so_far, int64_t total, const std::string& split,
                           const data::TokenHeader& header) {
@@ -62,7 +93,8 @@ Json trace_info(const char* source, const LoadedRun& run, const std::string& dat
 
 void check_replayed_text(const Replay& replay, const data::TokenFile& tokens) {
   const Json& info = replay.file().info();
-  const std::string recorded = info.value("data_hash", Json()).is_string() ? info.at("data_hash").get<std::string>() : "";
+  const std::string recorded =
+      info.value("data_hash", Json()).is_string() ? info.at("data_hash").get<std::string>() : "";
   const std::string here = data::hex16(tokens.header().payload_hash);
   RMOE_CHECK(recorded == here, replay.file().path().string(), ": a trace of another text: hash ",
              recorded.empty() ? "unknown" : recorded, ", ", tokens.path().string(), " has ", here);
@@ -94,10 +126,93 @@ Json EvalReport::json() const {
               {"tokens_per_s", static_cast<double>(tokens) / seconds}};
 }
 
+namespace {
+
+void warn_of_routing(const LoadedRun& run, EvalReport& report) {
+  report.causal = run.model->routing().causal();
+  if (report.causal) return;
+  log_warn(run.dir.string(), ": selection '", run.config.model.moe.selection.kind(),
+           "' sees tokens to come, or their place in a batch: the result says nothing about writing");
+}
+
+// What does not depend on the kind of data.
+void put_result(EvalReport& report, const LoadedRun& run, const EvalResult& result) {
+  report.checkpoint_step = run.step;
+  report.tokens = result.tokens;
+  report.nats = result.nats;
+  report.perplexity = perplexity(result);
+  report.load_imbalance = finite(routing::load_imbalance(result.routing.counts));
+  report.gate_entropy = finite(result.routing.mean_entropy());
+  report.dead_experts = routing::dead_experts(result.routing.counts);
+  for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
+  report.expert_fraction = fractions(result.routing.counts);
+  report.seconds = result.seconds;
+}
+
+void write_report(EvalReport& report, const LoadedRun& run) {
+  const fs::path path = run.dir / "eval" / (report.split + ".json");
+  std::error_code failed;
+  fs::create_directories(path.parent_path(), failed);
+  if (failed) io_error(path.parent_path().string(), ": cannot make the folder: ", failed.message());
+  write_file_atomic(path, json_text(report.json(), 1) + "\n");
+  report.written = path.string();
+}
+
+// What goes by a token's position in a split: samples have none.
+void refuse_on_instructions(const EvalCommand& command, const fs::path& file) {
+  const char* const asked = !command.trace.file.empty()     ? "--trace"
+                            : !command.trace.replay.empty() ? "--replay"
+                            : !command.logits.empty()       ? "--logits"
+                                                            : nullptr;
+  if (!asked) return;
+  throw Error(Exit::kBadInput,
+              str("eval: ", asked, " goes by positions in a token file, and ", file.string(), " holds instructions"),
+              "name a data folder or a token file with --data");
+}
+
+EvalReport eval_instructions(const LoadedRun& run, const EvalCommand& command, const fs::path& file,
+                             at::ScalarType dtype) {
+  const int64_t block = command.block > 0 ? command.block : run.config.train.block;
+  const data::InstructionSet set = read_split(run, command, file, block);
+  if (set.without_answer > 0)
+    log_warn(set.first_without_answer, ": no answer; left out, ", set.without_answer, " in all");
+  if (set.too_long > 0) {
+    log_warn(set.first_too_long, ": longer than ", block, " + 1 tokens; left out, ", set.too_long, " in all");
+  }
+  EvalReport report;
+  report.run = command.run;
+  report.split = command.data.empty() ? command.split : file.stem().string();
+  report.data = file.string();
+  warn_of_routing(run, report);
+  Progress progress;
+  const EvalResult result = evaluate_instructions(*run.model, set,
+                                                  {.batch = command.batch,
+                                                   .max_tokens = command.tokens,
+                                                   .dtype = dtype,
+                                                   .progress = [&](const EvalResult& so_far, int64_t total) {
+                                                     if (progress.due())
+                                                       progress.update(progress_line(so_far, total, report.split, {}));
+                                                   }});
+  put_result(report, run, result);
+  const double characters = set.characters_per_token() * static_cast<double>(result.tokens);
+  report.characters = std::llround(characters);
+  report.bits_per_character = finite(result.nats / std::numbers::ln2 / characters);
+  if (command.data.empty() && block == run.config.train.block && result.tokens == set.answer_tokens()) {
+    write_report(report, run);
+  }
+  return report;
+}
+
+}  // namespace
+
 EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
   LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
   const at::ScalarType dtype = compute_in(run, command.dtype);
+  if (const auto instructions = find_instructions(run, command)) {
+    refuse_on_instructions(command, *instructions);
+    return eval_instructions(run, command, *instructions, dtype);
+  }
   const SplitFile data = find_split(run, command.data, command.split);
   const auto tokens = data::TokenFile::open(data.path);
   check_data(run, tokens);
@@ -112,11 +227,7 @@ EvalReport run_eval(const EvalCommand& command) {
   }
 
   EvalReport report;
-  report.causal = run.model->routing().causal();
-  if (!report.causal) {
-    log_warn(command.run, ": selection '", run.config.model.moe.selection.kind(),
-             "' sees tokens to come, or their place in a batch: the result says nothing about writing");
-  }
+  warn_of_routing(run, report);
   std::optional<TraceRecorder> recorder;
   std::optional<Replay> replay;
   if (!command.trace.file.empty()) {
@@ -132,8 +243,7 @@ EvalReport run_eval(const EvalCommand& command) {
                       .max_tokens = command.tokens,
                       .dtype = dtype,
                       .progress = [&](const EvalResult& so_far, int64_t total) {
-                        if (progress.due())
-                          progress.update(progress_line(so_far, total, data.split, tokens.header()));
+                        if (progress.due()) progress.update(progress_line(so_far, total, data.split, tokens.header()));
                       }};
   if (recorder) {
     options.watch = [&](const EvalPiece& piece) {
@@ -151,29 +261,13 @@ EvalReport run_eval(const EvalCommand& command) {
   report.run = command.run;
   report.split = data.split;
   report.data = data.path.string();
-  report.checkpoint_step = run.step;
-  report.tokens = result.tokens;
+  put_result(report, run, result);
   report.characters = std::llround(predicted_characters(result, tokens.header()));
   report.words = std::llround(predicted_words(result, tokens.header()));
-  report.nats = result.nats;
   report.bits_per_character = finite(bits_per_character(result, tokens.header()));
   report.word_perplexity = finite(word_perplexity(result, tokens.header()));
-  report.perplexity = perplexity(result);
-  report.load_imbalance = finite(routing::load_imbalance(result.routing.counts));
-  report.gate_entropy = finite(result.routing.mean_entropy());
-  report.dead_experts = routing::dead_experts(result.routing.counts);
-  for (const auto& layer : result.routing.counts) report.experts += std::ssize(layer);
-  report.expert_fraction = fractions(result.routing.counts);
-  report.seconds = result.seconds;
   // With forced choices it is no measurement of the run.
-  if (data.own && result.tokens == tokens.size() - 1 && !replay) {
-    const fs::path path = run.dir / "eval" / (data.split + ".json");
-    std::error_code failed;
-    fs::create_directories(path.parent_path(), failed);
-    if (failed) io_error(path.parent_path().string(), ": cannot make the folder: ", failed.message());
-    write_file_atomic(path, json_text(report.json(), 1) + "\n");
-    report.written = path.string();
-  }
+  if (data.own && result.tokens == tokens.size() - 1 && !replay) write_report(report, run);
   return report;
 }
 
@@ -184,7 +278,8 @@ GenerateReport run_generate(const GenerateCommand& command, const std::function<
   const at::ScalarType dtype = compute_in(run, command.dtype);
   std::optional<TraceRecorder> recorder;
   std::optional<Replay> replay;
-  if (!command.trace.file.empty()) recorder.emplace(command.trace, *run.model, trace_info("generate", run, "", nullptr));
+  if (!command.trace.file.empty())
+    recorder.emplace(command.trace, *run.model, trace_info("generate", run, "", nullptr));
   if (!command.trace.replay.empty()) replay.emplace(command.trace.replay, *run.model);
   TextOptions options{.max_new = command.tokens,
                       .temperature = command.sampling.temperature,

@@ -17,22 +17,23 @@ namespace rmoe {
 
 // What of a command's routing is recorded, and what is forced.
 struct TraceOptions {
-  std::string file = {};         // of the trace to write; empty: none
-  io::TraceFields fields = {};   // besides step, position, ids and weights
-  io::TokenSlice tokens = {};    // which tokens, by position
-  int64_t every = 1;        // train: steps from one that is recorded to the next
-  std::string replay = {};       // a trace whose choices are forced; empty: the routers choose
+  std::string file = {};        // of the trace to write; empty: none
+  io::TraceFields fields = {};  // besides step, position, ids and weights
+  io::TokenSlice tokens = {};   // which tokens, by position
+  int64_t every = 1;            // train: steps from one that is recorded to the next
+  std::string replay = {};      // a trace whose choices are forced; empty: the routers choose
 };
 
 struct EvalCommand {
   std::string run = {};
   std::string split = "valid";
-  std::string data = {};  // a data folder or a token file; empty: the run's own data
+  // A data folder, a token file or a jsonl file of instructions; empty: the run's own data.
+  std::string data = {};
   std::string checkpoint = "newest";
   int64_t block = 0, batch = 0;    // 0: the run's block, a batch chosen for speed
   int64_t tokens = 0;              // predict this many only; 0: all
   std::optional<Precision> dtype = {};  // default: the run's
-  std::string logits = {};         // file to write what the model says of each token to; empty: none
+  std::string logits = {};              // file to write what the model says of each token to; empty: none
   int64_t threads = 0;             // 0: all
   TraceOptions trace = {};
 };
@@ -42,7 +43,7 @@ struct EvalReport {
   std::string split;
   std::string data = {};  // the token file
   int64_t checkpoint_step = 0;
-  int64_t tokens = 0;                 // predicted
+  int64_t tokens = 0;                 // predicted; of instructions: those of the answers
   int64_t characters = 0, words = 0;  // that fall on them; 0: unknown
   double nats = 0;
   std::optional<double> bits_per_character, word_perplexity;

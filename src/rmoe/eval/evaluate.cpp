@@ -29,7 +29,7 @@ class Sums {
   void add(const ForwardResult& forward, const Tensor& inputs_T, const Tensor& targets_T, const Tensor& positions_T) {
     const Tensor losses_T = linear_cross_entropy(forward.hidden_TD, head_.weight_OI, head_.bias_O, targets_T).losses_T;
     result_.nats += losses_T.sum(at::kDouble).item<double>();
-    result_.tokens += targets_T.numel();
+    result_.tokens += targets_T.ne(-100).sum().item<int64_t>();
     if (!std::isfinite(result_.nats)) {
       throw Error(Exit::kDiverged, str("evaluate: the loss is ", result_.nats, " among the first ", result_.tokens,
                                        " tokens: the weights are damaged or the training diverged"));
@@ -149,6 +149,44 @@ EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const Eva
     evaluate_stream(model, tokens, options, total, sums);
   } else {
     evaluate_texts(model, tokens, options, total, sums);
+  }
+  return sums.result();
+}
+
+EvalResult evaluate_instructions(const Model& model, const data::InstructionSet& set, const EvalOptions& options) {
+  const c10::InferenceMode inference;
+  RMOE_CHECK(options.batch >= 0 && options.max_tokens >= 0, "evaluate: batch and max_tokens must not be negative, got ",
+             options.batch, " and ", options.max_tokens);
+  std::vector<int64_t> order;
+  int64_t total = 0, longest = 1;
+  for (const data::Instruction& sample : set.samples) {
+    if (options.max_tokens > 0 && total >= options.max_tokens) break;
+    for (const int32_t id : sample.ids) {
+      RMOE_CHECK(id < model.config().vocab_size, set.path.string(), ": id ", id,
+                 " is not in the model's vocabulary of ", model.config().vocab_size);
+    }
+    order.push_back(std::ssize(order));
+    total += sample.answer_tokens();
+    longest = std::max<int64_t>(longest, std::ssize(sample.ids));
+  }
+  // Samples of like lengths side by side: less padding.
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return set.samples[static_cast<size_t>(a)].ids.size() > set.samples[static_cast<size_t>(b)].ids.size();
+  });
+  Sums sums(model, options, total);
+  for (auto next = order.begin(); next != order.end();) {
+    const auto size = std::ssize(set.samples[static_cast<size_t>(*next)].ids);
+    const int64_t wanted = options.batch > 0 ? options.batch : std::max<int64_t>(kBatchTokens / size, 1);
+    const int64_t count =
+        std::min({wanted, std::max<int64_t>(kMostTokens / size, 1), std::distance(next, order.end())});
+    std::vector<std::vector<int64_t>> rows;
+    for (int64_t i = 0; i < count; ++i) rows.push_back({*next++});
+    data::Batch batch = data::instruction_batch(set, rows, longest);
+    const Tensor ids = at::from_blob(batch.tokens.data(), {batch.batch, batch.length + 1}, at::kLong);
+    const Tensor valid = at::from_blob(batch.valid.data(), {batch.batch, batch.length}, at::kByte).to(at::kBool);
+    const Tensor inputs = ids.narrow(1, 0, batch.length).contiguous();
+    sums.add(model.forward(inputs, {}, {.dtype = options.dtype, .hidden_only = true, .valid_BS = valid}),
+             inputs.flatten(), at::from_blob(batch.targets.data(), {batch.batch * batch.length}, at::kLong), {});
   }
   return sums.result();
 }

@@ -9,6 +9,7 @@
 
 #include <functional>
 
+#include "rmoe/data/instructions.h"
 #include "rmoe/data/token_file.h"
 #include "rmoe/models/model.h"
 #include "rmoe/routing/sums.h"
@@ -45,6 +46,12 @@ struct EvalOptions {
 // Without gradients, on the CPU. Error(kBadInput) for a split of fewer than 2 tokens, for ids outside the model's
 // vocabulary and for a llama model without `block`; Error(kDiverged) when the loss is not finite.
 EvalResult evaluate(const Model& model, const data::TokenFile& tokens, const EvalOptions& options);
+
+// The loss on the answers of instruction data: every sample is a text of its own, `tokens` counts answers' tokens, and
+// questions are not predicted. The result does not depend on `batch` (samples at a time, 0: chosen for speed), up to
+// rounding; `max_tokens` takes whole samples from the file's start until so many are reached. A sample has no position
+// in a split: nothing is replayed, and `watch` gets pieces with positions_T undefined. Errors as evaluate().
+EvalResult evaluate_instructions(const Model& model, const data::InstructionSet& set, const EvalOptions& options);
 
 // The counts of a text that fall on predicted tokens: those of the whole split, scaled by the share of its tokens. (All
 // of the split's tokens but the first count as all of them.) 0 where the header does not know.

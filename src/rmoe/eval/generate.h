@@ -20,8 +20,8 @@ struct GenerateOptions {
   uint64_t seed = 1;  // token i of the text is drawn with random number i of this seed: same seed, same text
   at::ScalarType dtype = at::kFloat;
   std::optional<int64_t> stop = {};  // this id ends the text and is not handed out
-  // Called after each forward pass with its tokens; replay gives ForwardOptions::replay_TK of them. Positions count from
-  // the prompt's first token on.
+  // Called after each forward pass with its tokens; replay gives ForwardOptions::replay_TK of them. Positions count
+  // from the prompt's first token on.
   std::function<void(const ForwardResult&, const Tensor& tokens_T, const Tensor& positions_T)> watch = {};
   std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
   int64_t vocabulary = 0;            // only ids below this are drawn (a model may have more than its tokenizer); 0: all

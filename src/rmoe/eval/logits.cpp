@@ -13,7 +13,8 @@ constexpr int64_t kMostTokens = int64_t{1} << 15;
 void write_logits(const Model& model, const data::TokenFile& tokens, const EvalOptions& options,
                   const std::filesystem::path& path) {
   const c10::InferenceMode inference;
-  RMOE_CHECK(model.config().family == Family::kLlama, "eval: --logits is for the llama family, whose windows are texts "
+  RMOE_CHECK(model.config().family == Family::kLlama,
+             "eval: --logits is for the llama family, whose windows are texts "
              "of their own");
   int64_t total = tokens.size() - 1;
   if (options.max_tokens > 0) total = std::min(total, options.max_tokens);
@@ -28,7 +29,7 @@ void write_logits(const Model& model, const data::TokenFile& tokens, const EvalO
   NamedTensors named{{"tokens", ids_BS},
                      {"logits", forward.logits_TV.to(at::kFloat).view({B, S, -1})},
                      {"balance_loss", forward.trace.empty() ? at::zeros({}, at::kFloat)
-                                                     : model.routing().loss(forward.trace).to(at::kFloat)}};
+                                                            : model.routing().loss(forward.trace).to(at::kFloat)}};
   for (size_t layer = 0; layer < forward.trace.size(); ++layer) {
     named.emplace_back(str("router_logits.", layer), forward.trace[layer].logits_TN.to(at::kFloat));
     named.emplace_back(str("experts.", layer), forward.trace[layer].ids_TK);

@@ -81,7 +81,9 @@ bool same_file(const fs::path& a, const fs::path& b) {
 SplitFile split_file(const LoadedRun& run, const std::string& data, const std::string& split) {
   const fs::path trained_on = run.config.data.path;
   if (data.empty()) {
-    RMOE_CHECK(!trained_on.empty(), run.dir.string(), ": was trained on nothing here; name the data with --data");
+    RMOE_CHECK(!trained_on.empty(), run.dir.string(), ": was trained on ",
+               run.config.data.instruct.given() ? "instructions, not on text" : "nothing here",
+               "; name the data with --data");
     if (!fs::is_directory(trained_on)) {
       throw Error(Exit::kIo, str(run.dir.string(), ": the data it was trained on is not there: ", trained_on.string()),
                   "run from the folder where it was trained, or name the data with --data");

@@ -65,14 +65,10 @@ TraceRecorder::TraceRecorder(const TraceOptions& options, const Model& model, Js
   const ModelConfig& config = model.config();
   info_["format"] = "rmoe-trace";
   info_["version"] = 1;
-  info_["model"] = {{"hash", model_hash(config)},
-                    {"family", enum_name(config.family)},
-                    {"stage", config.moe.stage.kind()},
-                    {"router", config.moe.router.kind()},
-                    {"score", config.moe.score.kind()},
-                    {"selection", config.moe.selection.kind()},
-                    {"layers", config.layers},
-                    {"top_k", config.moe.top_k},
+  info_["model"] = {{"hash", model_hash(config)},       {"family", enum_name(config.family)},
+                    {"stage", config.moe.stage.kind()}, {"router", config.moe.router.kind()},
+                    {"score", config.moe.score.kind()}, {"selection", config.moe.selection.kind()},
+                    {"layers", config.layers},          {"top_k", config.moe.top_k},
                     {"vocab_size", config.vocab_size}};
 }
 
@@ -112,11 +108,9 @@ void TraceRecorder::add(const routing::RoutingTrace& trace, const Tensor& tokens
                                 layout_.narrow_ids() ? at::kShort : at::kInt);
       layout_.narrow_ids() ? put<int16_t>(records, size, field, ids) : put<int32_t>(records, size, field, ids);
     } else if (field.name == "weights") {
-      put<float>(records, size, field, layers(
-                                           [&](const routing::Routing& r) {
-                                             return widened(r.weights_TK, layout_.slots, 0);
-                                           },
-                                           at::kFloat));
+      put<float>(
+          records, size, field,
+          layers([&](const routing::Routing& r) { return widened(r.weights_TK, layout_.slots, 0); }, at::kFloat));
     } else {
       put<float>(records, size, field,
                  floats(field.name == "logits"   ? &routing::Routing::logits_TN
@@ -186,8 +180,8 @@ std::vector<Tensor> Replay::choices(const Tensor& tokens_T, const Tensor& positi
                  recorded, " there and ", token[t], " here");
     }
     for (int64_t i = 0; i < L * K; ++i) {
-      const int64_t id = layout.narrow_ids() ? read<int16_t>(record, ids_offset + 2 * i)
-                                             : read<int32_t>(record, ids_offset + 4 * i);
+      const int64_t id =
+          layout.narrow_ids() ? read<int16_t>(record, ids_offset + 2 * i) : read<int32_t>(record, ids_offset + 4 * i);
       out[(i / K * T + t) * K + i % K] = id;
     }
   }

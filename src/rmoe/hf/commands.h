@@ -28,7 +28,7 @@ struct ExportCommand {
   std::string folder;  // to make
   std::string checkpoint = "newest";
   std::string type;  // model type; empty: that of the imported folder where it still fits, or the plainest that fits
-  std::string dtype = "fp32";                // fp32, bf16 or fp16
+  std::string dtype = "fp32";  // fp32, bf16 or fp16
   int64_t shard_bytes = 5'000'000'000;
 };
 

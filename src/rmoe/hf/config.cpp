@@ -112,8 +112,8 @@ void read_rope(const Reader& in, double theta, LlamaConfig& llama) {
 void check_window(const Reader& in, int64_t positions, bool used) {
   if (!used || !in.find("sliding_window")) return;
   if (in.integer("sliding_window", 0, 1e12) < positions) {
-    in.refuse("sliding_window", str("which is not supported; expected null, or at least max_position_embeddings = ",
-                                    positions));
+    in.refuse("sliding_window",
+              str("which is not supported; expected null, or at least max_position_embeddings = ", positions));
   }
 }
 
@@ -248,11 +248,16 @@ Json config_fields(const ModelConfig& m, ModelType type, const Extras& extras) {
   Json c;
   const auto architecture = [&] {
     switch (type) {
-      case ModelType::kLlama: return "LlamaForCausalLM";
-      case ModelType::kMixtral: return "MixtralForCausalLM";
-      case ModelType::kOlmoe: return "OlmoeForCausalLM";
-      case ModelType::kQwen3Moe: return "Qwen3MoeForCausalLM";
-      case ModelType::kLlamaMoeRnn: break;
+      case ModelType::kLlama:
+        return "LlamaForCausalLM";
+      case ModelType::kMixtral:
+        return "MixtralForCausalLM";
+      case ModelType::kOlmoe:
+        return "OlmoeForCausalLM";
+      case ModelType::kQwen3Moe:
+        return "Qwen3MoeForCausalLM";
+      case ModelType::kLlamaMoeRnn:
+        break;
     }
     return "LlamaMoERNNForCausalLM";
   };
@@ -492,8 +497,8 @@ std::string tensor_name(ModelType type, const std::string& name) {
   const size_t at = name.find(kBlock);
   if (at == std::string::npos) return name;
   std::string result = name.substr(0, at) + ".mlp." + name.substr(at + kBlock.size());
-  for (const auto& [ours, theirs] : {std::pair{".w1.", ".gate_proj."}, std::pair{".w2.", ".down_proj."},
-                                     std::pair{".w3.", ".up_proj."}}) {
+  for (const auto& [ours, theirs] :
+       {std::pair{".w1.", ".gate_proj."}, std::pair{".w2.", ".down_proj."}, std::pair{".w3.", ".up_proj."}}) {
     const std::string_view part = ours;
     if (const size_t found = result.find(part); found != std::string::npos) result.replace(found, part.size(), theirs);
   }

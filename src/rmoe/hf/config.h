@@ -32,7 +32,7 @@ std::optional<ModelType> model_type_from_name(std::string_view name);
 
 struct Described {
   ModelType type = ModelType::kLlama;
-  ModelConfig model;  // valid, the vocabulary set
+  ModelConfig model;                // valid, the vocabulary set
   int64_t positions = 2048;         // max_position_embeddings
   std::optional<int64_t> eos, bos;  // ids; of several, the first
 };
@@ -52,8 +52,8 @@ struct Extras {
 // field for.
 Json write_config(const ModelConfig& model, ModelType type, const Extras& extras);
 
-// The first of the types that can express `model`, the plainer before the richer; or Error(kBadInput) with the reason of
-// each.
+// The first of the types that can express `model`, the plainer before the richer; or Error(kBadInput) with the reason
+// of each.
 ModelType choose_type(const ModelConfig& model);
 
 // The tensor of a `type` folder that is the run's `name`, the llama_moe_rnn name that the parameter table uses.

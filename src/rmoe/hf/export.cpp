@@ -18,9 +18,8 @@ struct Dtype {
   io::DType stored;
   const char* torch;
 };
-constexpr Dtype kDtypes[] = {{"fp32", io::DType::kF32, "float32"},
-                             {"bf16", io::DType::kBF16, "bfloat16"},
-                             {"fp16", io::DType::kF16, "float16"}};
+constexpr Dtype kDtypes[] = {
+    {"fp32", io::DType::kF32, "float32"}, {"bf16", io::DType::kBF16, "bfloat16"}, {"fp16", io::DType::kF16, "float16"}};
 
 const Dtype& find_dtype(const std::string& name) {
   for (const Dtype& dtype : kDtypes) {
@@ -125,6 +124,8 @@ ExportReport export_run(const ExportCommand& command) {
   const Dtype& dtype = find_dtype(command.dtype);
   const FoundRun run = find_run(command.run, Which::parse(command.checkpoint));
   const ModelConfig& model = run.config.model;
+  RMOE_CHECK(!model.moe.state_gate, "export: ", command.run,
+             ": has two gates per router, model.moe.state_gate = true, which no model type can express");
   const fs::path carried_folder = fs::path(command.run) / kCarriedFolder;
   const bool carries = fs::exists(carried_folder / "config.json");
   const Json carried = carries ? read_json_file(carried_folder / "config.json") : Json::object();
@@ -149,7 +150,8 @@ ExportReport export_run(const ExportCommand& command) {
   }
   if (type == ModelType::kLlamaMoeRnn) {
     for (const auto& [name, text] : modeling_files()) write_file_atomic(staging.dir() / name, text);
-    if (modeling_files().empty()) log_warn("this build has no modeling files: the folder loads with `import rmoe` only");
+    if (modeling_files().empty())
+      log_warn("this build has no modeling files: the folder loads with `import rmoe` only");
   }
   staging.commit();
   return {.folder = command.folder, .model_type = enum_name(type), .checkpoint_step = run.checkpoint.step};

@@ -26,7 +26,8 @@ std::unique_ptr<data::Tokenizer> find_tokenizer(const ImportCommand& command) {
   const fs::path place = command.tokenizer.empty() ? fs::path(command.folder) : fs::path(command.tokenizer);
   auto tokenizer = data::load_foreign_tokenizer(place);
   if (tokenizer) return tokenizer;
-  throw Error(Exit::kBadInput, str(place.string(), ": no tokenizer: neither tokenizer.json nor tokenizer.model is there"),
+  throw Error(Exit::kBadInput,
+              str(place.string(), ": no tokenizer: neither tokenizer.json nor tokenizer.model is there"),
               "name one with --tokenizer: such a file, or a data or run folder");
 }
 

@@ -40,10 +40,10 @@ bool stays_inside(const std::string& name) {
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string extension = entry.path().extension().string();
     if (extension == ".bin" || extension == ".pt" || extension == ".pth") {
-      throw Error(Exit::kBadInput,
-                  str(entry.path().string(), ": a pickle, which is not read: loading one can run any program"),
-                  "where you trust it, write it as safetensors: python -c \"from transformers import AutoModelForCausalLM "
-                  "as M; M.from_pretrained('DIR').save_pretrained('OUT')\"");
+      throw Error(
+          Exit::kBadInput, str(entry.path().string(), ": a pickle, which is not read: loading one can run any program"),
+          "where you trust it, write it as safetensors: python -c \"from transformers import AutoModelForCausalLM "
+          "as M; M.from_pretrained('DIR').save_pretrained('OUT')\"");
     }
   }
   input_error(folder.string(), ": no weights: neither ", kFile, " nor ", kIndex, " is there");

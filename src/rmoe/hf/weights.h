@@ -1,5 +1,6 @@
 // The tensors of a Hugging Face folder, in one safetensors file or in shards, and how they get from there into a run's
-// checkpoint and back: one after the other, in pieces of a few megabytes, so that a checkpoint may be larger than memory.
+// checkpoint and back: one after the other, in pieces of a few megabytes, so that a checkpoint may be larger than
+// memory.
 #pragma once
 
 #include <filesystem>

@@ -138,8 +138,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const;
 
   // The tensor's bytes inside the mapping, valid while a copy of this object or of keep_alive() lives. Not necessarily
-  // aligned to the element. Error(kBadInput) when the file was shortened since it was opened; shortening it while the bytes
-  // are being used is SIGBUS, as with every mapping: use read() for files that others may write to.
+  // aligned to the element. Error(kBadInput) when the file was shortened since it was opened; shortening it while the
+  // bytes are being used is SIGBUS, as with every mapping: use read() for files that others may write to.
   std::span<const std::byte> bytes(const TensorEntry& entry) const;
   // Copies the tensor's bytes to `out` (exactly entry.byte_size() bytes) by pread; a file that was shortened meanwhile
   // is Error(kBadInput), never a signal. Safe from several threads.
@@ -182,7 +182,7 @@ class SafetensorsWriter {
   std::filesystem::path temp_path_;
   std::vector<TensorEntry> entries_;
   std::map<std::string, std::size_t, std::less<>> index_;  // name to position in entries_
-  std::vector<int64_t> written_;  // bytes of each entry; -1: nothing yet
+  std::vector<int64_t> written_;                           // bytes of each entry; -1: nothing yet
   int64_t data_start_ = 0;
   Descriptor file_;
 };

@@ -57,7 +57,9 @@ Json layout_json(const TraceLayout& layout) {
           {"fields", layout.fields.names()}};
 }
 
-std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text.data(), text.size())); }
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 int64_t part(const std::string& text, const std::string& whole, int64_t missing, int64_t least) {
   if (text.empty()) return missing;
@@ -177,7 +179,8 @@ TraceFile TraceFile::open(const std::filesystem::path& path) {
   if (std::ssize(text) < kFooter || text.substr(text.size() - 8) != kEnd) truncated();
   uint64_t length = 0;
   for (int i = 0; i < 8; ++i) {
-    length |= static_cast<uint64_t>(static_cast<unsigned char>(text[text.size() - 16 + static_cast<size_t>(i)])) << (8 * i);
+    length |= static_cast<uint64_t>(static_cast<unsigned char>(text[text.size() - 16 + static_cast<size_t>(i)]))
+              << (8 * i);
   }
   if (length > text.size() - kFooter) truncated();
   trace.info_ = parse_json(text.substr(text.size() - kFooter - length, length), name + ": trailer");
@@ -200,7 +203,8 @@ TraceFile TraceFile::open(const std::filesystem::path& path) {
   trace.record_bytes_ = layout.record_bytes();
   const std::string header = npy_header(layout, trace.records_);
   const auto rest = static_cast<int64_t>(text.size() - kFooter - length) - std::ssize(header);
-  if (trace.records_ < 0 || rest % trace.record_bytes_ != 0 || rest / trace.record_bytes_ != trace.records_) truncated();
+  if (trace.records_ < 0 || rest % trace.record_bytes_ != 0 || rest / trace.record_bytes_ != trace.records_)
+    truncated();
   RMOE_CHECK(text.starts_with(header), name, ": the trace is damaged: its header does not fit its trailer");
   trace.data_ = bytes.data() + header.size();
   return trace;

@@ -65,7 +65,8 @@ class LlamaModel : public Model {
       }
       if (c.is_moe(i)) {
         layer.moe = std::move(moe.blocks[static_cast<size_t>(i)]);
-        if (c.moe.bias) layer.moe_bias_D = (scope / "block_sparse_moe").add("bias", {D}, Init::zeros(), {.matmul = false});
+        if (c.moe.bias)
+          layer.moe_bias_D = (scope / "block_sparse_moe").add("bias", {D}, Init::zeros(), {.matmul = false});
         if (c.moe.shared_width > 0) layer.shared.emplace(D, c.moe.shared_width, std, scope / "mlp_share");
       } else {
         layer.mlp.emplace(D, c.dense_inner(), std, scope / "mlp");

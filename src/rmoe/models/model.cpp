@@ -41,9 +41,9 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   const double span = static_cast<double>(config.span.span);
   const double reach = config.family == Family::kSpan ? span : (static_cast<double>(context) + 1) / 2;
   const double products = config.family == Family::kSpan ? 3 : 2;
-  size.forward_flops = table.matmul_flops() +
-                       2 * products * reach * static_cast<double>(config.heads * config.head_width()) *
-                           static_cast<double>(config.layers);
+  size.forward_flops = table.matmul_flops() + 2 * products * reach *
+                                                  static_cast<double>(config.heads * config.head_width()) *
+                                                  static_cast<double>(config.layers);
   return size;
 }
 

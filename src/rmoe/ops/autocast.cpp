@@ -6,10 +6,10 @@
 //   fp32     everything in fp32
 //   as is    routers and norms: they read any dtype and compute in fp32
 // fp64 is never changed, as everywhere in autocast.
-#include <ATen/autocast_mode.h>
-
 #include <map>
 #include <set>
+
+#include <ATen/autocast_mode.h>
 
 #include "rmoe/ops/torch.h"
 
@@ -32,6 +32,8 @@ const std::map<std::string, Rule>& rules() {
       {"recurrent_stage_backward", {Policy::kAsIs, {}}},
       {"gate", {Policy::kAsIs, {}}},
       {"gate_backward", {Policy::kAsIs, {}}},
+      {"added_gate", {Policy::kAsIs, {}}},
+      {"added_gate_backward", {Policy::kAsIs, {}}},
       {"experts", {Policy::kNarrow, {"x"}}},
       {"experts_backward", {Policy::kAsIs, {}}},
       {"rms_norm", {Policy::kAsIs, {}}},

@@ -93,7 +93,8 @@ void check::rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check_angles("rotate", x, cos, sin);
 }
 
-void check::causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& cos, const OptionalTensor& sin) {
+void check::causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& cos,
+                             const OptionalTensor& sin) {
   if (any_symbolic(q, k, v, cos, sin)) return;
   floating("causal_attention", "q", q);
   RMOE_CHECK(q.dim() == 4, "causal_attention: q must be [B, Sq, H, C], got ", q.sizes());

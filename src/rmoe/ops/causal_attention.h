@@ -13,8 +13,8 @@ struct RotaryAngles {
 
 // The frequencies of a head of width C (even), theta^(-2c/C), [C/2]. type: fp32 or fp64.
 Tensor rotary_frequencies(int64_t C, double theta, at::ScalarType type);
-// Those of Llama 3.1 for texts longer than its pre-training's `original` positions: a frequency of fewer than `low` turns
-// within them is divided by `factor`, one of more than `high` is not, and between them the share grows linearly.
+// Those of Llama 3.1 for texts longer than its pre-training's `original` positions: a frequency of fewer than `low`
+// turns within them is divided by `factor`, one of more than `high` is not, and between them the share grows linearly.
 Tensor llama3_frequencies(const Tensor& plain_c, double factor, double low, double high, int64_t original);
 
 // Of positions [first, first + count): channel pair c turns by position * frequency[c]. In the frequencies' type.

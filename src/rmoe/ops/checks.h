@@ -22,6 +22,8 @@ void recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTenso
                      const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                      const Tensor& b_hh);
 void gate(const Tensor& feature, const Tensor& weight, const OptionalTensor& bias, int64_t top_k);
+void added_gate(const Tensor& feature, const Tensor& weight, const OptionalTensor& bias, const Tensor& added,
+                int64_t top_k);
 void experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1, const OptionalTensor& b1,
              const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& w3, double dropout_p);
 void norm(const Tensor& x, const OptionalTensor& branch, const Tensor& weight, const OptionalTensor& bias,
@@ -41,9 +43,7 @@ void shape(const char* op, const char* name, const Tensor& t, at::IntArrayRef ex
 // which speaks of its own inner products.
 void floating(const char* op, const char* name, const Tensor& x);
 
-inline bool symbolic(const Tensor& t) {
-  return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
-}
+inline bool symbolic(const Tensor& t) { return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
 inline bool symbolic(const OptionalTensor& t) { return t && symbolic(*t); }
 template <class... Tensors>
 bool any_symbolic(const Tensors&... tensors) {

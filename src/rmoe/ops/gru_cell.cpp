@@ -44,7 +44,7 @@ Tensor gru_cell_autograd(const Tensor& x, const std::optional<Tensor>& state, co
 }  // namespace
 
 void check::gru_cell(const Tensor& x, const std::optional<Tensor>& state, const Tensor& w_ih, const Tensor& w_hh,
-           const Tensor& b_ih, const Tensor& b_hh) {
+                     const Tensor& b_ih, const Tensor& b_hh) {
   if (any_symbolic(x, state, w_ih, w_hh, b_ih, b_hh)) return;
   floating("gru_cell", "x", x);
   RMOE_CHECK(x.dim() == 2, "gru_cell: x must be [T, I], got ", x.sizes());

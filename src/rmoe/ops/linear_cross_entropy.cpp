@@ -84,7 +84,8 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const 
 
 }  // namespace
 
-void check::linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const Tensor& targets) {
+void check::linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
+                                 const Tensor& targets) {
   if (any_symbolic(x, w, b, targets)) return;
   floating("linear_cross_entropy", "x", x);
   floating("linear_cross_entropy", "w", w);

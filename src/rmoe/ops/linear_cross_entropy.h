@@ -18,9 +18,9 @@ struct LinearCrossEntropy {
 
 // loss = scale * mean over the tokens that count of (lse_t - logit_{t,target_t} + z_loss * lse_t^2), where
 // logits = x w^T + b and lse_t = log sum_v e^{logit_{t,v}}; 0 where no token counts. x_TD fp32, bf16 or fp64; w_VD, b_V
-// (may be undefined) in any of these, w read in x's dtype; targets_T int64 in [0, V) or ignore_index. Losses are in fp32,
-// of an fp64 x in fp64. The logits are made for a few tokens at a time. Where a gradient is wanted, all of them are
-// made here, so that nothing of the size of the logits is kept, in the dtype of what they belong to; those of fp32
+// (may be undefined) in any of these, w read in x's dtype; targets_T int64 in [0, V) or ignore_index. Losses are in
+// fp32, of an fp64 x in fp64. The logits are made for a few tokens at a time. Where a gradient is wanted, all of them
+// are made here, so that nothing of the size of the logits is kept, in the dtype of what they belong to; those of fp32
 // weights are summed in fp32 whatever x is. They are handed out once: a second
 // backward throws, unless the one before retained the graph.
 LinearCrossEntropy linear_cross_entropy(const Tensor& x_TD, const Tensor& w_VD, const Tensor& b_V,

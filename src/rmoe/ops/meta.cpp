@@ -61,8 +61,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const OptionalTensor& c, const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh,
     const Tensor& b_ih, const Tensor& b_hh) {
   const Tensor wide = empty({0}, x, precise(x));
-  return {like(x),    like_or_none(h, wide), like_or_none(c, wide), like_or_none(projection, wide),
-          like(w_ih), like(w_hh),            like(b_ih),            like(b_hh)};
+  return {like(x),
+          like_or_none(h, wide),
+          like_or_none(c, wide),
+          like_or_none(projection, wide),
+          like(w_ih),
+          like(w_hh),
+          like(b_ih),
+          like(b_hh)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate(const Tensor& feature, const Tensor& weight,
@@ -80,6 +86,20 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const OptionalTensor&, const Op
   return {like(feature), like(weight), like_or_none(bias, probs)};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> added_gate(const Tensor& feature, const Tensor& weight,
+                                                              const OptionalTensor& bias, const Tensor& added,
+                                                              int64_t top_k, bool renormalize) {
+  check::added_gate(feature, weight, bias, added, top_k);
+  return gate(feature, weight, bias, top_k, renormalize);
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> added_gate_backward(const OptionalTensor&, const OptionalTensor&,
+                                                               const OptionalTensor&, const Tensor& feature,
+                                                               const Tensor& weight, const OptionalTensor& bias,
+                                                               const Tensor& added, const Tensor&, const Tensor&,
+                                                               const Tensor& probs, bool) {
+  return {like(feature), like(weight), like_or_none(bias, probs), like(added)};
+}
+
 std::tuple<Tensor, Tensor> experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
                                    const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
                                    const OptionalTensor& w3, double p, int64_t, bool keep) {
@@ -92,8 +112,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> experts_backw
     const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& w3, double, int64_t,
     std::array<bool, 3> needed) {
   const auto parameter = [&](const OptionalTensor& t) { return needed[2] ? like_if(t) : Tensor(); };
-  return {like_if(needed[0], x), like_if(needed[1], weights), parameter(w1), parameter(b1),
-          parameter(w2),         parameter(b2),               parameter(w3)};
+  return {
+      like_if(needed[0], x), like_if(needed[1], weights), parameter(w1), parameter(b1), parameter(w2), parameter(b2),
+      parameter(w3)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm(const Tensor& x, const OptionalTensor& branch, const Tensor& weight,
@@ -131,8 +152,8 @@ std::tuple<Tensor, Tensor> span_attention(const Tensor& q, const Tensor& k, cons
   return {by_heads(q), empty({q.sym_size(0), q.sym_size(1), q.sym_size(2)}, q, precise(q))};
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&, const Tensor& q, const Tensor& k,
-                                                                   const Tensor& v, const Tensor& key_pe,
-                                                                   const Tensor&, const Tensor&, double, int64_t) {
+                                                                   const Tensor& v, const Tensor& key_pe, const Tensor&,
+                                                                   const Tensor&, double, int64_t) {
   return {by_heads(q), by_heads(k), by_heads(v), like(key_pe)};
 }
 
@@ -160,6 +181,8 @@ TORCH_LIBRARY_IMPL(rmoe, Meta, m) {
   m.impl("recurrent_stage_backward", &recurrent_stage_backward);
   m.impl("gate", &gate);
   m.impl("gate_backward", &gate_backward);
+  m.impl("added_gate", &added_gate);
+  m.impl("added_gate_backward", &added_gate_backward);
   m.impl("experts", &experts);
   m.impl("experts_backward", &experts_backward);
   m.impl("norm", &norm);

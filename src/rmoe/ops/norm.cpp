@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> add_layer_norm_op(const Tensor& x, const Tensor& bran
 }  // namespace
 
 void check::norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,
-           const std::optional<Tensor>& bias, double p) {
+                 const std::optional<Tensor>& bias, double p) {
   if (any_symbolic(x, branch, weight, bias)) return;
   floating("norm", "x", x);
   const char* name = bias ? "layer_norm" : "rms_norm";

@@ -101,6 +101,7 @@ class ParamScope {
   Tensor add_buffer(std::string_view name, Shape shape, at::ScalarType dtype) const {
     return add(name, std::move(shape), Init::zeros(), {.matmul = false, .trainable = false, .buffer = dtype});
   }
+  const ParamTable& table() const { return *table_; }
   std::string join(std::string_view child) const {
     return prefix_.empty() ? std::string(child) : prefix_ + "." + std::string(child);
   }

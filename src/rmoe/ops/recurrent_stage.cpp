@@ -64,18 +64,17 @@ std::tuple<Tensor, Tensor> recurrent_stage_autograd(std::string_view cell, const
 }  // namespace
 
 void check::recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h, const OptionalTensor& c,
-           const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
-           const Tensor& b_hh) {
+                            const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh,
+                            const Tensor& b_ih, const Tensor& b_hh) {
   if (any_symbolic(x, h, c, projection, w_ih, w_hh, b_ih, b_hh)) return;
   floating("recurrent_stage", "x", x);
   const int64_t G = gates_of(cell);
   RMOE_CHECK(x.dim() == 2, "recurrent_stage: x must be [T, D], got ", x.sizes());
-  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == G * w_hh.size(1), "recurrent_stage: w_hh must be [", G,
-             "P, P], got ", w_hh.sizes());
+  RMOE_CHECK(w_hh.dim() == 2 && w_hh.size(0) == G * w_hh.size(1), "recurrent_stage: w_hh must be [", G, "P, P], got ",
+             w_hh.sizes());
   const int64_t T = x.size(0), D = x.size(1), P = w_hh.size(1), I = projection ? P : D;
   const auto expect = [](const char* name, const Tensor& t, std::vector<int64_t> sizes) {
-    RMOE_CHECK(t.sizes() == sizes, "recurrent_stage: ", name, " must be ", at::IntArrayRef(sizes), ", got ",
-               t.sizes());
+    RMOE_CHECK(t.sizes() == sizes, "recurrent_stage: ", name, " must be ", at::IntArrayRef(sizes), ", got ", t.sizes());
   };
   expect("w_ih", w_ih, {G * P, I});
   expect("b_ih", b_ih, {G * P});

@@ -46,8 +46,8 @@ class PythonModel : public torch::CustomClassHolder {
     const int64_t B = tokens.size(0), S = tokens.size(1), V = vocab_size();
     if (tokens.numel() == 0) return at::empty({B, S, V}, at::kFloat);
     const int64_t least = tokens.min().item<int64_t>(), most = tokens.max().item<int64_t>();
-    RMOE_CHECK(least >= 0 && most < V, "Model.logits: tokens has the id ", least < 0 ? least : most,
-               ", expected 0 to ", V - 1);
+    RMOE_CHECK(least >= 0 && most < V, "Model.logits: tokens has the id ", least < 0 ? least : most, ", expected 0 to ",
+               V - 1);
     const at::NoGradGuard no_grad;
     // Both families see the past alone; what is behind a row's end changes nothing before it.
     const auto result =

@@ -15,6 +15,7 @@ struct Job {
   std::vector<std::string> flags;     // of `rmoe train`
   std::filesystem::path folder;       // of the run
   int64_t steps = 0;                  // that it trains
+  double work = 0;                    // in the time of a step, the evaluations after the training included
 };
 
 struct GridOptions {

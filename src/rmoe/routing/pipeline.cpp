@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "rmoe/base/error.h"
+#include "rmoe/ops/added_gate.h"
 #include "rmoe/ops/affine.h"
 #include "rmoe/ops/gate.h"
 
@@ -77,20 +78,31 @@ void Pipeline::make_layers(const MoeConfig& config, const PipelineShape& shape, 
   const auto count = static_cast<int64_t>(scopes.size());
   const int64_t group = config.router_group == 0 ? std::max<int64_t>(count, 1) : config.router_group;
   RouterShape s{.experts = experts_,
-                .feature_width = stage_->feature_width(),
-                .recurrent = stage_->recurrent(),
+                .feature_width = config.state_gate ? shape.model_width : stage_->feature_width(),
+                .recurrent = stage_->recurrent() && !config.state_gate,
                 .init_deviation = shape.init_deviation,
                 .top_k = config.top_k,
                 .vocab_size = shape.vocab_size};
+  RMOE_CHECK(!config.state_gate || stage_->recurrent(), "state_gate adds a gate on the stage's state, but stage '",
+             config.stage.kind(), "' has none");
   for (int64_t i = 0; i < count; ++i) {
     const ParamScope& scope = scopes[static_cast<size_t>(i)];
+    const size_t first = scope.table().all().size();
     Layer layer;
     s.layer = i;
     s.uses = std::min(group, count - i / group * group);
     if (i % group != 0) {
       layer.head = layers_.back().head;
+      layer.head_parameters = layers_[static_cast<size_t>(i / group * group)].head_parameters;
     } else {
       layer.head = config.router.create(s, group == 1 ? scope : shared / ("routers." + std::to_string(i / group)));
+    }
+    if (config.state_gate) {
+      layer.state_gate_NP = scope.add("weight2", {experts_, stage_->feature_width()}, Init::zeros());
+    }
+    for (size_t j = first; j < scope.table().all().size(); ++j) {
+      const Param& param = scope.table().all()[j];
+      if (!param.is_buffer()) layer.head_parameters.push_back(param.name);
     }
     s.uses = 1;
     for (size_t j = 0; j < config.transforms.size(); ++j) {
@@ -130,8 +142,13 @@ void Pipeline::check() const {
 
 RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const {
   auto [feature_TR, next, state_TP] = stage_->step(layer, x_TD, std::move(carry));
-  std::optional<Routing> gated = route_by_gate(layer, feature_TR, next, context);
-  Routing r = gated ? std::move(*gated) : route_by_parts(layer, at_least_fp32(feature_TR), next, context);
+  Tensor added_TN;
+  if (const Tensor& gate_NP = layers_.at(static_cast<size_t>(layer)).state_gate_NP; gate_NP.defined()) {
+    added_TN = affine(at_least_fp32(feature_TR), gate_NP);
+    feature_TR = x_TD;
+  }
+  std::optional<Routing> gated = route_by_gate(layer, feature_TR, added_TN, next, context);
+  Routing r = gated ? std::move(*gated) : route_by_parts(layer, at_least_fp32(feature_TR), added_TN, next, context);
   r.state_TP = std::move(state_TP);
   r.chosen_TK = r.ids_TK;
   r.chosen_N = r.counts_N;
@@ -152,8 +169,8 @@ Tensor Pipeline::count(const Routing& r) const {
   return at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
 }
 
-std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feature_TR, RouterCarry& carry,
-                                               const RouteContext& context) const {
+std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feature_TR, const Tensor& added_TN,
+                                               RouterCarry& carry, const RouteContext& context) const {
   const Layer& l = layers_.at(static_cast<size_t>(layer));
   const auto softmax = score_->softmax();
   const int64_t top_k = l.selection->best();
@@ -163,7 +180,9 @@ std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feat
   if (std::any_of(balances_.begin(), balances_.end(), [](const auto& b) { return b->steers(); })) return {};
   const auto head = l.head->linear_gate({.feature_TR = feature_TR, .context = context});
   if (!head) return {};
-  Gated g = gate(head->feature_TR, head->weight_NR, head->bias_N, top_k, softmax == ScoreFunction::Softmax::kShares);
+  const bool shares = softmax == ScoreFunction::Softmax::kShares;
+  Gated g = added_TN.defined() ? added_gate(head->feature_TR, head->weight_NR, head->bias_N, added_TN, top_k, shares)
+                               : gate(head->feature_TR, head->weight_NR, head->bias_N, top_k, shares);
   carry.scores_TN.clear();
   Routing r;
   r.sequences = context.sequences;
@@ -175,7 +194,7 @@ std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feat
   return r;
 }
 
-Routing Pipeline::route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& carry,
+Routing Pipeline::route_by_parts(int64_t layer, Tensor feature_TR, const Tensor& added_TN, RouterCarry& carry,
                                  const RouteContext& context) const {
   const Layer& l = layers_.at(static_cast<size_t>(layer));
   const auto own = [&](size_t j) {  // every transform draws from a stream of its own
@@ -185,6 +204,7 @@ Routing Pipeline::route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& 
   };
   for (size_t j = 0; j < l.transforms.size(); ++j) feature_TR = l.transforms[j]->feature(feature_TR, own(j));
   RouterOutput out = l.head->route({.feature_TR = feature_TR, .context = context});
+  if (added_TN.defined()) out.logits_TN = out.logits_TN + added_TN;
   carry.scores_TN.resize(l.transforms.size());
   for (size_t j = 0; j < l.transforms.size(); ++j) {
     auto step = l.transforms[j]->logits(out.logits_TN, feature_TR, carry.scores_TN[j], own(j));
@@ -225,7 +245,25 @@ Routing Pipeline::route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& 
   return r;
 }
 
+void Pipeline::set_frozen(std::vector<bool> layers) {
+  RMOE_ASSERT(std::ssize(layers) == this->layers());
+  const bool any = std::find(layers.begin(), layers.end(), true) != layers.end();
+  frozen_ = any ? std::move(layers) : std::vector<bool>();
+}
+
 Tensor Pipeline::loss(const RoutingTrace& trace, const BatchCounts* batch) const {
+  if (frozen_.empty()) return loss_of(trace, batch);
+  RoutingTrace learning;
+  BatchCounts counts;
+  for (size_t i = 0; i < trace.size(); ++i) {
+    if (frozen_[i]) continue;
+    learning.push_back(trace[i]);
+    if (batch) counts.push_back((*batch)[i]);
+  }
+  return loss_of(learning, batch ? &counts : nullptr);
+}
+
+Tensor Pipeline::loss_of(const RoutingTrace& trace, const BatchCounts* batch) const {
   Tensor total = at::zeros({}, at::kFloat);
   for (size_t i = 0; i < balances_.size(); ++i) {
     if (balance_weights_[i] > 0) total = total + balances_[i]->loss(trace, batch) * balance_weights_[i];
@@ -252,7 +290,13 @@ Statistics Pipeline::statistics(const RoutingTrace& trace) const {
 void Pipeline::update(const Statistics& statistics, const StepInfo& info) {
   at::NoGradGuard no_grad;
   size_t i = 0;
-  for_each_adaptive([&](Adaptive& plugin, int64_t layer) { plugin.update(layer, statistics.values_.at(i++), info); });
+  for_each_adaptive([&](Adaptive& plugin, int64_t layer) {
+    Tensor statistic = statistics.values_.at(i++);
+    // To what balances it, a frozen layer is one that saw no token.
+    const bool frozen = !frozen_.empty() && frozen_[static_cast<size_t>(layer)];
+    if (frozen && statistic.defined() && dynamic_cast<Balance*>(&plugin)) statistic = at::zeros_like(statistic);
+    plugin.update(layer, statistic, info);
+  });
 }
 
 bool Pipeline::wants_token_counts() const {

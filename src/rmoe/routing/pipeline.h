@@ -43,6 +43,14 @@ class Pipeline {
   // text.
   bool causal() const { return layers_.empty() || layers_[0].selection->causal(); }
 
+  // The names of the parameters of a layer's head, in the table: of those of the group that shares it, too.
+  const std::vector<std::string>& head_parameters(int64_t layer) const {
+    return layers_.at(static_cast<size_t>(layer)).head_parameters;
+  }
+  // Layers whose routers do not learn any more, one entry per MoE layer: they have no part in loss(), and what balances
+  // them without a loss stays as it is.
+  void set_frozen(std::vector<bool> layers);
+
   // Routes the tokens of one MoE layer. x_TD in any dtype: routers compute in fp32 at least. Differentiable in x and
   // the carry. The carry is taken and handed on by value.
   RouteResult route(int64_t layer, const Tensor& x_TD, RouterCarry carry, const RouteContext& context) const;
@@ -63,6 +71,8 @@ class Pipeline {
  private:
   struct Layer {
     std::shared_ptr<Router> head;
+    Tensor state_gate_NP;  // undefined: the head reads the stage's feature itself
+    std::vector<std::string> head_parameters;
     std::vector<std::shared_ptr<Transform>> transforms;
     std::shared_ptr<Selection> selection;
   };
@@ -70,11 +80,15 @@ class Pipeline {
   void make_layers(const MoeConfig& config, const PipelineShape& shape, const ParamScope& shared,
                    const std::vector<ParamScope>& scopes);
   void check() const;
+  // As loss(), of all layers of the trace.
+  Tensor loss_of(const RoutingTrace& trace, const BatchCounts* batch) const;
   // What follows the stage, up to counts_N: in one op, where the head is linear and all else the common case; and
   // plug-in by plug-in. Both change the transforms' part of the carry.
-  std::optional<Routing> route_by_gate(int64_t layer, const Tensor& feature_TR, RouterCarry& carry,
-                                       const RouteContext& context) const;
-  Routing route_by_parts(int64_t layer, Tensor feature_TR, RouterCarry& carry, const RouteContext& context) const;
+  // `added_TN`: what comes to the head's logits; undefined: nothing.
+  std::optional<Routing> route_by_gate(int64_t layer, const Tensor& feature_TR, const Tensor& added_TN,
+                                       RouterCarry& carry, const RouteContext& context) const;
+  Routing route_by_parts(int64_t layer, Tensor feature_TR, const Tensor& added_TN, RouterCarry& carry,
+                         const RouteContext& context) const;
   Tensor count(const Routing& r) const;  // rows per expert
   // Every adaptive plug-in of every layer, always in the same order.
   template <class F>
@@ -85,6 +99,7 @@ class Pipeline {
   std::shared_ptr<const Stage> stage_;
   std::shared_ptr<const ScoreFunction> score_;
   std::vector<Layer> layers_;
+  std::vector<bool> frozen_;  // empty: none
   std::vector<std::shared_ptr<Balance>> balances_;
   std::vector<double> balance_weights_;
   Combination combination_;

@@ -13,7 +13,7 @@ struct Routing {
   Tensor logits_TN;       // of the head, after the transforms
   Tensor scores_TN;       // what the score function made of them
   Tensor probs_TN;        // the scores as a distribution: each token's sum is 1 (or 0, where all scores are)
-  Tensor counts_N;        // int64, routed rows per expert; outside autograd, like everything below but `loss` and `state`
+  Tensor counts_N;  // int64, routed rows per expert; outside autograd, like everything below but `loss` and `state`
   Tensor chosen_TK;       // ids before capacity dropped any: what balancing reads and what a replay takes
   Tensor chosen_N;        // int64, their counts
   Tensor dropped;         // int64 scalar: rows that were chosen and dropped for capacity; undefined: none can be

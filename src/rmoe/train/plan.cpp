@@ -8,6 +8,7 @@
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/models/size.h"
 #include "rmoe/ops/runtime.h"
+#include "rmoe/train/freeze.h"
 #include "rmoe/train/machine.h"
 #include "rmoe/train/trainer.h"
 
@@ -34,11 +35,11 @@ int64_t other_memories(const RunConfig& config) {
 }
 
 // Parameters with gradients and moments, and every layer's input: no setting makes it less.
-double least_bytes(const RunConfig& config, int64_t params) {
+double least_bytes(const RunConfig& config, int64_t params, int64_t trained) {
   const TrainConfig& t = config.train;
   const double rows = static_cast<double>(t.batch / t.accumulate) * static_cast<double>(t.block);
   const double width = static_cast<double>(config.model.width) * (t.dtype == Precision::kBf16 ? 2 : 4);
-  return static_cast<double>(params) * kTrainingBytesPerParameter +
+  return static_cast<double>(trained) * kTrainingBytesPerParameter + 4 * static_cast<double>(params - trained) +
          rows * width * static_cast<double>(config.model.layers);
 }
 
@@ -53,7 +54,8 @@ TrainPlan plan_training(RunConfig config) {
   plan.params = size.params;
   plan.active_params = size.active_params;
   ParamTable table;
-  make_model(config.model, table);
+  const auto model = make_model(config.model, table);
+  freeze(table, model->routing(), config.train.freeze);
   for (const Param& param : table.all()) {
     const int64_t element = param.is_buffer() ? static_cast<int64_t>(c10::elementSize(*param.traits.buffer)) : 4;
     plan.parameter_bytes += param.count() * element;
@@ -61,7 +63,7 @@ TrainPlan plan_training(RunConfig config) {
   }
   plan.optimizer_bytes = 2 * plan.gradient_bytes;
   plan.machine_bytes = memory_total_bytes();
-  if (least_bytes(config, plan.params) > static_cast<double>(plan.machine_bytes)) return plan;
+  if (least_bytes(config, plan.params, trained_count(table)) > static_cast<double>(plan.machine_bytes)) return plan;
 
   configure_runtime(config.train.threads);
   measured_peak_flops(config.train.dtype);  // as the run does before its first step

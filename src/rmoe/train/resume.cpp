@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 // What may differ between the parts of a run: how long, how watched and by how many threads, not what is computed.
 // (The number of threads changes the last bits of sums, not the method.)
 constexpr const char* kFreeKeys[] = {"/train/steps",
+                                     "/train/epochs",
                                      "/train/tokens",
                                      "/train/minutes",
                                      "/train/threads",
@@ -26,6 +27,9 @@ constexpr const char* kFreeKeys[] = {"/train/steps",
                                      "/train/eval",
                                      "/train/checkpoint",
                                      "/train/sample",
+                                     "/train/init",
+                                     "/data/instruct/train",
+                                     "/data/instruct/valid",
                                      "/data/path",
                                      "/name"};
 
@@ -45,7 +49,8 @@ std::string run_group(const RunConfig& config) {
   std::string text;
   const Json values = flat(config);
   for (const auto& [key, value] : values.items()) {
-    const bool counts = key == "/train/steps" || key == "/train/tokens" || key == "/data/path" || !is_free(key);
+    const bool counts = key == "/train/steps" || key == "/train/tokens" || key == "/train/init" ||
+                        key.starts_with("/data/") || !is_free(key);
     if (counts && key != "/train/seed") text += key + "=" + value.dump() + "\n";
   }
   char hash[20];

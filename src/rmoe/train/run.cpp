@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <numbers>
 #include <numeric>
+#include <variant>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
@@ -15,11 +16,13 @@
 #include "rmoe/base/process.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/data/hash.h"
+#include "rmoe/data/instructions.h"
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/generate.h"
 #include "rmoe/eval/run.h"
 #include "rmoe/eval/trace.h"
+#include "rmoe/hf/carried.h"
 #include "rmoe/io/checkpoint.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/io/tensorboard.h"
@@ -54,16 +57,67 @@ std::string duration_text(double seconds) {
   return str(s / 3600, "h", s / 60 % 60, "m");
 }
 
+// What a run trains and is evaluated on: token files, or instructions with their answers.
 struct RunData {
-  data::TokenFile train, valid;
+  struct Texts {
+    data::TokenFile train, valid;
+  };
+  struct Answers {
+    std::shared_ptr<const data::InstructionSet> train, valid;
+  };
+  std::variant<Texts, Answers> splits;
   std::unique_ptr<data::Tokenizer> tokenizer;
 
-  explicit RunData(const fs::path& dir)
-      : train(open(dir, "train.tok")), valid(open(dir, "valid.tok")), tokenizer(data::Tokenizer::load(dir)) {
-    for (const data::TokenFile* file : {&train, &valid}) {
+  // `out`: the run folder; a run that goes on has its tokenizer there.
+  RunData(const RunConfig& config, const fs::path& out)
+      : splits(Answers{}), tokenizer(data::Tokenizer::load(tokenizer_folder(config, out))) {
+    if (config.data.instruct.given()) {
+      auto data = data::read_instructions(config.data.instruct, *tokenizer, config.train.block);
+      splits = Answers{std::make_shared<const data::InstructionSet>(std::move(data.train)),
+                       std::make_shared<const data::InstructionSet>(std::move(data.valid))};
+      return;
+    }
+    const fs::path dir = config.data.path;
+    const Texts texts{open(dir, "train.tok"), open(dir, "valid.tok")};
+    for (const data::TokenFile* file : {&texts.train, &texts.valid}) {
       RMOE_CHECK(file->header().tokenizer_hash == tokenizer->hash(), file->path().string(),
                  ": was not made with the tokenizer.json beside it");
     }
+    splits = texts;
+  }
+
+  // Instructions are read by the tokenizer of the run that training starts from, or of the data folder named beside.
+  static fs::path tokenizer_folder(const RunConfig& config, const fs::path& out) {
+    if (!config.data.instruct.given()) {
+      open(config.data.path, "train.tok");  // what is missing is said of the data first
+      return config.data.path;
+    }
+    if (!io::list_checkpoints(out).empty() && fs::exists(out / "tokenizer.json")) return out;
+    const fs::path folder = config.train.init.empty() ? config.data.path : config.train.init;
+    if (folder.empty()) {
+      throw Error(Exit::kBadInput,
+                  "train: data.instruct.train needs a tokenizer, and there is neither train.init nor data.path",
+                  "--init RUN takes a run's weights and tokenizer");
+    }
+    return folder;
+  }
+
+  const Texts* texts() const { return std::get_if<Texts>(&splits); }
+  const Answers* answers() const { return std::get_if<Answers>(&splits); }
+
+  int64_t train_tokens() const { return texts() ? texts()->train.size() : answers()->train->tokens(); }
+  double characters_per_token() const {
+    if (answers()) return answers()->train->characters_per_token();
+    const data::TokenHeader& header = texts()->train.header();
+    return header.count > 0 ? static_cast<double>(header.characters) / static_cast<double>(header.count) : 0;
+  }
+  // What samples continue where the config names nothing: the validation split's start.
+  std::string prompt() const {
+    if (answers()) return data::question_text(answers()->valid->samples.front(), *tokenizer);
+    const data::TokenFile& valid = texts()->valid;
+    std::vector<int64_t> ids(static_cast<size_t>(std::min<int64_t>(32, valid.size())));
+    valid.read(0, static_cast<int64_t>(ids.size()), ids.data());
+    return tokenizer->decode(ids);
   }
 
   static data::TokenFile open(const fs::path& dir, const char* name) {
@@ -76,9 +130,10 @@ struct RunData {
 };
 
 // What no setting can make fit is refused before it is allocated.
-void check_memory(const ModelConfig& model, int64_t block) {
-  const int64_t params = model_size(model, block).params, memory = memory_total_bytes();
-  if (memory <= 0 || params <= memory / kTrainingBytesPerParameter) return;
+void check_memory(const RunConfig& config) {
+  const int64_t params = model_size(config.model, config.train.block).params, memory = memory_total_bytes();
+  // Frozen parameters have neither gradients nor moments; how many there are is seen when the model is made.
+  if (memory <= 0 || params <= memory / kTrainingBytesPerParameter || !config.train.freeze.empty()) return;
   throw Error(Exit::kBadInput,
               str("train: ", params, " parameters with gradients and moments take ", kTrainingBytesPerParameter,
                   " bytes each, which is more than this machine's ", human_bytes(memory)),
@@ -93,8 +148,10 @@ class Run {
         out_(std::move(out)),
         data_(std::move(data)),
         size_(model_size(config.model, config.train.block)),
-        trainer_(config, data_.train),
-        characters_per_token_(per_token(data_.train.header())) {}
+        trainer_(make_trainer(config, data_)),
+        characters_per_token_(data_.characters_per_token()) {}
+
+  const RunData& data() const { return data_; }
 
   void start_from(const io::Checkpoint& checkpoint) {
     trainer_.start_from(checkpoint.dir);
@@ -128,8 +185,8 @@ class Run {
                            {"run", out_.string()},
                            {"step", trainer_.steps_done()},
                            {"tokenizer_hash", data::hex16(data_.tokenizer->hash())},
-                           {"data", data_.train.path().string()},
-                           {"data_hash", data::hex16(data_.train.header().payload_hash)}});
+                           {"data", data_.texts()->train.path().string()},
+                           {"data_hash", data::hex16(data_.texts()->train.header().payload_hash)}});
     trainer_.watch = [this, every = options.every](const routing::RoutingTrace& trace, const Tensor& tokens_T,
                                                    const Tensor& positions_T) {
       if (trainer_.steps_done() % every == 0) recorder_->add(trace, tokens_T, positions_T, trainer_.steps_done());
@@ -173,8 +230,8 @@ class Run {
   }
 
  private:
-  static double per_token(const data::TokenHeader& header) {
-    return header.count > 0 ? static_cast<double>(header.characters) / static_cast<double>(header.count) : 0;
+  static Trainer make_trainer(const RunConfig& config, const RunData& data) {
+    return data.texts() ? Trainer(config, data.texts()->train) : Trainer(config, data.answers()->train);
   }
 
   // Bits per character from nats per token; NaN (null in files) where characters are unknown.
@@ -187,11 +244,38 @@ class Run {
              config_.model.moe.stage.kind(), ", router ", config_.model.moe.router.kind(), ", ", size_.params,
              " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
              at::get_num_threads(), " threads, kernels for ", kernels::isa_name(kernels::cpu_isa()));
-    log_info("data: ", config_.data.path, ", ", data_.train.size(), " training tokens, ", data_.tokenizer->describe());
+    if (const auto* answers = data_.answers()) {
+      announce(*answers->train, "to train on");
+      announce(*answers->valid, "to evaluate on");
+    } else {
+      log_info("data: ", config_.data.path, ", ", data_.train_tokens(), " training tokens, ",
+               data_.tokenizer->describe());
+    }
+    const Frozen& frozen = trainer_.frozen();
+    if (frozen.tensors > 0) {
+      const auto routers = std::count(frozen.routers.begin(), frozen.routers.end(), true);
+      log_info("frozen: ", frozen.tensors, " tensors of ", frozen.params, " parameters",
+               routers == 0 || config_.train.balance_frozen
+                   ? std::string()
+                   : str("; no balance losses in ", routers, " of ", frozen.routers.size(), " MoE layers"));
+    }
     if (config_.train.sample.length > 0 && !trainer_.model().routing().causal()) {
       log_info("no samples: selection '", config_.model.moe.selection.kind(), "' chooses among tokens to come");
     }
     if (resumed) log_info("resumed at step ", trainer_.steps_done(), " of ", config_.train.steps);
+  }
+
+  static void announce(const data::InstructionSet& set, const char* what) {
+    log_info("data: ", set.path.string(), ", ", set.samples.size(), " samples ", what, ", ", set.tokens(), " tokens, ",
+             set.answer_tokens(), " of them answers");
+    if (set.without_answer > 0) {
+      log_warn(set.first_without_answer, ": no answer; such samples are left out, ", set.without_answer, " in all");
+    }
+    if (set.too_long > 0) {
+      log_warn(set.first_too_long, ": longer than train.block + 1 tokens; such samples are left out, ", set.too_long,
+               " in all");
+    }
+    if (set.cut > 0) log_warn(set.path.string(), ": ", set.cut, " samples were cut to train.block + 1 tokens");
   }
 
   double seconds() const { return seconds_before_ + seconds_since(started_); }
@@ -306,11 +390,14 @@ class Run {
 
   // True when this is the best so far.
   bool evaluate() {
-    const EvalResult result = rmoe::evaluate(
-        trainer_.model(), data_.valid,
-        {.block = config_.train.block, .max_tokens = config_.train.eval.tokens, .dtype = trainer_.dtype()});
+    const EvalOptions options{
+        .block = config_.train.block, .max_tokens = config_.train.eval.tokens, .dtype = trainer_.dtype()};
+    const auto* texts = data_.texts();
+    const EvalResult result = texts ? rmoe::evaluate(trainer_.model(), texts->valid, options)
+                                    : evaluate_instructions(trainer_.model(), *data_.answers()->valid, options);
     const double loss = result.nats / static_cast<double>(result.tokens);
-    valid_bits_ = bits_per_character(result, data_.valid.header());
+    valid_bits_ = texts ? bits_per_character(result, texts->valid.header())
+                        : bits(loss, data_.answers()->valid->characters_per_token());
     metrics_->write({{"kind", "eval"},
                      {"step", trainer_.steps_done()},
                      {"tokens", trainer_.tokens_done()},
@@ -334,12 +421,7 @@ class Run {
   void sample(const char* file) {
     const SampleConfig& s = config_.train.sample;
     if (s.length == 0 || !trainer_.model().routing().causal()) return;
-    std::string prompt = s.prompt;
-    if (prompt.empty()) {
-      std::vector<int64_t> ids(static_cast<size_t>(std::min<int64_t>(32, data_.valid.size())));
-      data_.valid.read(0, static_cast<int64_t>(ids.size()), ids.data());
-      prompt = data_.tokenizer->decode(ids);
-    }
+    const std::string prompt = s.prompt.empty() ? data_.prompt() : s.prompt;
     const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer, prompt,
                                                     {.max_new = s.length,
                                                      .temperature = s.temperature,
@@ -396,9 +478,9 @@ class Run {
         {"finished", finished},
         {"stop", stop},
         {"data",
-         {{"path", config_.data.path},
+         {{"path", data_.texts() ? config_.data.path : config_.data.instruct.train},
           {"tokenizer_hash", format("%016llx", static_cast<unsigned long long>(data_.tokenizer->hash()))},
-          {"train_tokens", data_.train.size()}}},
+          {"train_tokens", data_.train_tokens()}}},
         {"machine", {{"cpu", cpu_model()}, {"threads", at::get_num_threads()}, {"peak_flops", peak_}}}};
     write_file_atomic(out_ / "summary.json", json_text(summary, 2) + "\n");
   }
@@ -445,33 +527,6 @@ bool is_finished(const fs::path& out, int64_t step, const RunConfig& config) {
   return json_bool(summary, "finished", what) && json_int(summary, "steps", what) == step && used;
 }
 
-bool has_tokenizer(const fs::path& run, const data::Tokenizer& tokenizer) {
-  return fs::exists(run / "tokenizer.json") && data::Tokenizer::load(run)->hash() == tokenizer.hash();
-}
-
-// A model may have more ids than its tokenizer: others pad vocabularies to round numbers. That the data are for this
-// model all the same, the run that goes on or the one that it starts from must say.
-void check_tokenizer(const RunConfig& config, const fs::path& out, const data::Tokenizer& tokenizer) {
-  const std::string& init = config.train.init;
-  if (!init.empty() && !has_tokenizer(init, tokenizer)) {
-    throw Error(Exit::kBadInput,
-                str("the data in ", config.data.path, " were made by a tokenizer other than that of ", init),
-                str("prepare the text with it: rmoe data prepare TEXT --model ", init, " --out DATA"));
-  }
-  const int64_t wanted = config.model.vocab_size;
-  RMOE_CHECK(wanted == 0 || wanted == tokenizer.vocab_size() || !init.empty() || has_tokenizer(out, tokenizer),
-             "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ",
-             tokenizer.vocab_size());
-}
-
-// What an imported run keeps of its Hugging Face folder belongs to those that start from it, too.
-void keep_carried(const fs::path& from, const fs::path& to) {
-  std::error_code error;
-  if (!fs::is_directory(from / "hf", error)) return;
-  fs::copy(from / "hf", to / "hf", fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
-  if (error) io_error("cannot copy ", (from / "hf").string(), " to ", (to / "hf").string(), ": ", error.message());
-}
-
 double last_valid_bits(const fs::path& out) {
   double bits = std::nan("");
   for (const Json& line : io::read_metrics(out / "metrics.jsonl")) {
@@ -480,16 +535,58 @@ double last_valid_bits(const fs::path& out) {
   return bits;
 }
 
+// train.epochs in steps.
+void resolve_epochs(RunConfig& config, const RunData& data) {
+  const double epochs = config.train.epochs;
+  if (epochs <= 0) return;
+  RMOE_CHECK(data.answers(), "train: train.epochs is for instruction data (data.instruct.train); set train.steps");
+  const data::InstructionBatcher batcher(data.answers()->train, config.train.batch, config.train.block,
+                                         config.data.instruct.pack, static_cast<uint64_t>(config.train.seed));
+  const double steps = epochs * static_cast<double>(batcher.rows_per_epoch()) / static_cast<double>(config.train.batch);
+  config.train.steps = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(steps)));
+}
+
+// What goes by a token's position in a token file: samples have none.
+void refuse_on_instructions(const TraceOptions& trace) {
+  const char* const asked = !trace.file.empty() ? "--trace" : !trace.replay.empty() ? "--replay" : nullptr;
+  RMOE_CHECK(!asked, "train: ", asked ? asked : "", " goes by positions in the text, and instruction data have none");
+}
+
+// What starts from a run's weights speaks its tokens. And a model may have more ids than its tokenizer: others pad
+// vocabularies to round numbers. That the data are for this model all the same, the run that goes on or the one that it
+// starts from must say. `start` is null where the run starts from none, or goes on.
+void check_tokenizer(const RunConfig& config, const fs::path& out, const FoundRun* start,
+                     const data::Tokenizer& tokenizer) {
+  if (start && start->tokenizer->hash() != tokenizer.hash()) {
+    const std::string& init = config.train.init;
+    throw Error(Exit::kBadInput,
+                str("the data in ", config.data.path, " were made by a tokenizer other than that of ", init, ": hash ",
+                    data::hex16(tokenizer.hash()), ", the run has ", data::hex16(start->tokenizer->hash())),
+                str("prepare the text with it: rmoe data prepare TEXT --model ", init, " --out DATA"));
+  }
+  const int64_t wanted = config.model.vocab_size;
+  if (wanted == 0 || wanted == tokenizer.vocab_size() || start) return;
+  RMOE_CHECK(fs::exists(out / "tokenizer.json") && data::Tokenizer::load(out)->hash() == tokenizer.hash(),
+             "model.vocab_size is ", wanted, " but the data in ", config.data.path, " has ", tokenizer.vocab_size());
+}
+
 }  // namespace
 
 TrainReport train(RunConfig config, const fs::path& out, Resume resume, const TraceOptions& trace) {
-  RMOE_CHECK(!config.data.path.empty(), "train: data.path is not set; it is the folder made by `rmoe data prepare`");
+  const bool instructions = config.data.instruct.given();
+  RMOE_CHECK(instructions || !config.data.path.empty(),
+             "train: data.path is not set; it is the folder made by `rmoe data prepare`");
+  if (instructions) refuse_on_instructions(trace);
   configure_runtime(config.train.threads);
-  RunData data(config.data.path);
-  check_tokenizer(config, out, *data.tokenizer);
+  // A run that goes on does not need the one that it started from any more.
+  std::optional<FoundRun> start;
+  if (!config.train.init.empty() && io::list_checkpoints(out).empty()) start = find_run(config.train.init);
+  RunData data(config, out);
+  check_tokenizer(config, out, start ? &*start : nullptr, *data.tokenizer);
   resolve_vocabulary(config, data.tokenizer->vocab_size());
+  resolve_epochs(config, data);
   config.model.validate();
-  check_memory(config.model, config.train.block);
+  check_memory(config);
 
   const io::RunLock lock(out);
   io::remove_leftovers(out);
@@ -506,10 +603,10 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume, const Tr
   if (checkpoint) {
     run.resume(*checkpoint);
   } else if (!config.train.init.empty()) {
-    run.start_from(find_run(config.train.init).checkpoint);
-    keep_carried(config.train.init, out);
+    RMOE_ASSERT(start);
+    run.start_from(start->checkpoint);
+    hf::carry_on(config.train.init, out);
   }
-  if (checkpoint) run.resume(*checkpoint);
   run.trace(trace);
   return run.train();
 }

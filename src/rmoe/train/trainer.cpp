@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
@@ -12,7 +13,7 @@
 namespace rmoe {
 namespace {
 
-using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher>;
+using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher, data::InstructionBatcher>;
 
 Batcher make_batcher(const RunConfig& c, const data::TokenFile& tokens) {
   const auto seed = static_cast<uint64_t>(c.train.seed);
@@ -24,9 +25,15 @@ Batcher make_batcher(const RunConfig& c, const data::TokenFile& tokens) {
 struct TokenBatch {
   explicit TokenBatch(data::Batch& batch)
       : all(at::from_blob(batch.tokens.data(), {batch.batch, batch.length + 1}, at::kLong)),
-        inputs(all.narrow(1, 0, batch.length).contiguous()),
-        targets(all.narrow(1, 1, batch.length).flatten()) {}
+        inputs(all.narrow(1, 0, batch.length).contiguous()) {
+    const int64_t rows = batch.batch * batch.length;
+    targets = batch.targets.empty() ? all.narrow(1, 1, batch.length).flatten()
+                                    : at::from_blob(batch.targets.data(), {rows}, at::kLong);
+    if (std::find(batch.valid.begin(), batch.valid.end(), 0) == batch.valid.end()) return;
+    valid_BS = at::from_blob(batch.valid.data(), {batch.batch, batch.length}, at::kByte).to(at::kBool);
+  }
   Tensor all, inputs, targets;
+  Tensor valid_BS;  // undefined: all are
 };
 
 // A copy of a block cache, for a forward pass that leaves no trace.
@@ -56,20 +63,18 @@ void StepSums::add(const StepSums& step) {
 }
 
 Json StepSums::json() const {
-  return {{"steps", steps},
-          {"loss", loss},
-          {"balance", balance},
-          {"gradient_norm", gradient_norm},
-          {"gradients",
-           {{"steps", gradients.steps},
-            {"whole", gradients.whole},
-            {"lm", gradients.lm},
-            {"balance", gradients.balance}}},
-          {"routing",
-           {{"tokens", routing.tokens},
-            {"counts", routing.counts},
-            {"dropped", routing.dropped},
-            {"entropy", routing.entropy}}}};
+  return {
+      {"steps", steps},
+      {"loss", loss},
+      {"balance", balance},
+      {"gradient_norm", gradient_norm},
+      {"gradients",
+       {{"steps", gradients.steps}, {"whole", gradients.whole}, {"lm", gradients.lm}, {"balance", gradients.balance}}},
+      {"routing",
+       {{"tokens", routing.tokens},
+        {"counts", routing.counts},
+        {"dropped", routing.dropped},
+        {"entropy", routing.entropy}}}};
 }
 
 StepSums StepSums::from_json(const Json& json) {
@@ -96,6 +101,11 @@ StepSums StepSums::from_json(const Json& json) {
 Trainer::Trainer(const RunConfig& config, data::TokenFile train_tokens)
     : Trainer(config, train_tokens, make_batcher(config, train_tokens)) {}
 
+Trainer::Trainer(const RunConfig& config, std::shared_ptr<const data::InstructionSet> instructions)
+    : Trainer(config, std::nullopt,
+              data::InstructionBatcher(std::move(instructions), config.train.batch, config.train.block,
+                                       config.data.instruct.pack, static_cast<uint64_t>(config.train.seed))) {}
+
 Trainer::Trainer(const RunConfig& config)
     : Trainer(config, std::nullopt,
               data::RandomBatcher(config.model.vocab_size, config.train.batch, config.train.block,
@@ -105,12 +115,18 @@ Trainer::Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens,
     : config_(config),
       params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat),
       model_(make_model(config.model, params_)),
+      frozen_(freeze(params_, model_->routing(), config.train.freeze)),
       optimizer_(params_, config.train.optimizer),
       tokens_(std::move(tokens)),
       batcher_(std::move(batcher)),
-      memories_(static_cast<size_t>(config.train.accumulate)) {}
+      memories_(static_cast<size_t>(config.train.accumulate)) {
+  if (!config.train.balance_frozen) model_->routing().set_frozen(frozen_.routers);
+}
 
 void Trainer::fit_routers() {
+  RMOE_CHECK(!on_instructions(), "train: router '", config_.model.moe.router.kind(),
+             "' counts the tokens of the training data, which instruction data have no file of; start from a run by "
+             "train.init");
   if (!tokens_) return model_->routing().fit(at::ones({config_.model.vocab_size}, at::kLong));
   constexpr int64_t kPiece = int64_t{1} << 20;
   Tensor counts_V = at::zeros({config_.model.vocab_size}, at::kLong);
@@ -144,14 +160,16 @@ Tensor Trainer::positions(int64_t micro) const {
   return at::arange(micro * tokens, (micro + 1) * tokens, at::kLong);
 }
 
-ForwardOptions Trainer::forward_options(int64_t micro, const Tensor& tokens_T) const {
-  return {.training = true,
-          .dropout_key = dropout_key(micro),
-          .dtype = dtype(),
-          .remember = config_.model.family == Family::kSpan ? Remember::kHidden : Remember::kNothing,
-          .hidden_only = true,
-          .recompute = config_.train.recompute == Recompute::kLayer,
-          .replay_TK = replay ? replay(tokens_T, positions(micro)) : std::vector<Tensor>{}};
+ForwardOptions Trainer::forward_options(int64_t micro, const Tensor& tokens_BS, const Tensor& valid_BS) const {
+  return {
+      .training = true,
+      .dropout_key = dropout_key(micro),
+      .dtype = dtype(),
+      .remember = config_.model.family == Family::kSpan && !on_instructions() ? Remember::kHidden : Remember::kNothing,
+      .hidden_only = true,
+      .recompute = config_.train.recompute == Recompute::kLayer,
+      .valid_BS = valid_BS,
+      .replay_TK = replay ? replay(tokens_BS.flatten(), positions(micro)) : std::vector<Tensor>{}};
 }
 
 routing::BatchCounts Trainer::count_batch() const {
@@ -161,7 +179,8 @@ routing::BatchCounts Trainer::count_batch() const {
     data::Batch batch = this->batch(micro);
     const TokenBatch tokens(batch);
     Memory memory = batch.fresh ? Memory{} : copy_of(memories_[static_cast<size_t>(micro)]);
-    const auto trace = model_->forward(tokens.inputs, std::move(memory), forward_options(micro, tokens.inputs.flatten())).trace;
+    const auto options = forward_options(micro, tokens.inputs, tokens.valid_BS);
+    const auto trace = model_->forward(tokens.inputs, std::move(memory), options).trace;
     for (size_t layer = 0; layer < trace.size(); ++layer) {
       if (micro == 0) counts.push_back(at::zeros_like(trace[layer].chosen_N));
       counts[layer] += trace[layer].chosen_N;
@@ -206,11 +225,34 @@ GradientSources Trainer::gradient_sources(const std::vector<Tensor>& of_balance)
   return {1, std::sqrt(whole), std::sqrt(lm), std::sqrt(balance)};
 }
 
+Trainer::Shares Trainer::shares() const {
+  const auto count = static_cast<size_t>(config_.train.accumulate);
+  Shares shares{.loss = std::vector(count, 1 / static_cast<double>(count)), .balance = {}};
+  if (!on_instructions()) {
+    shares.balance = shares.loss;
+    return shares;
+  }
+  // Tokens that count, known before any forward pass.
+  std::vector<double> targets, valid;
+  for (int64_t micro = 0; micro < config_.train.accumulate; ++micro) {
+    const data::Batch batch = this->batch(micro);
+    const auto ignored = std::count(batch.targets.begin(), batch.targets.end(), -100);
+    targets.push_back(static_cast<double>(std::ssize(batch.targets) - ignored));
+    valid.push_back(static_cast<double>(std::count(batch.valid.begin(), batch.valid.end(), 1)));
+  }
+  const auto divided = [](std::vector<double> counts) {
+    const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
+    for (double& part : counts) part /= total;
+    return counts;
+  };
+  return {.loss = divided(std::move(targets)), .balance = divided(std::move(valid))};
+}
+
 StepSums Trainer::step() {
   const int64_t accumulate = config_.train.accumulate;
-  const auto share = 1 / static_cast<double>(accumulate);
+  const Shares shares = this->shares();
   routing::Pipeline& routing = model_->routing();
-  if (steps_ == 0 && routing.wants_token_counts()) fit_routers();
+  if (steps_ == 0 && !started_ && routing.wants_token_counts()) fit_routers();
   routing::Statistics statistics;
   std::optional<routing::BatchCounts> batch_counts;
   if (accumulate > 1 && routing.wants_batch_counts()) batch_counts = count_batch();
@@ -220,13 +262,16 @@ StepSums Trainer::step() {
   StepSums sums;
   sums.steps = 1;
   for (int64_t micro = 0; micro < accumulate; ++micro) {
+    const double share = shares.loss[static_cast<size_t>(micro)];
+    const double balance_share = shares.balance[static_cast<size_t>(micro)];
     data::Batch batch = this->batch(micro);
     const TokenBatch tokens(batch);
     Memory& memory = memories_[static_cast<size_t>(micro)];
     if (batch.fresh) memory = {};
     const int64_t bytes_before = tensor_bytes();
     std::optional<Region> region(std::in_place, "forward");
-    auto result = model_->forward(tokens.inputs, std::move(memory), forward_options(micro, tokens.inputs.flatten()));
+    const auto options = forward_options(micro, tokens.inputs, tokens.valid_BS);
+    auto result = model_->forward(tokens.inputs, std::move(memory), options);
     memory = std::move(result.memory);
     region.emplace("loss");
     const Linear head = model_->head();
@@ -235,7 +280,7 @@ StepSums Trainer::step() {
     const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
     activation_bytes_ = tensor_bytes() - bytes_before;
     sums.loss += loss.item<double>();
-    sums.balance += balance.item<double>() * share;
+    sums.balance += balance.item<double>() * balance_share;
     region.emplace("statistics");
     if (config_.train.routing_stats) sums.routing.add(result.trace);
     statistics.add(routing.statistics(result.trace));
@@ -243,7 +288,7 @@ StepSums Trainer::step() {
     if (!std::isfinite(sums.loss + sums.balance)) break;
     if (by_source) {
       region.emplace("gradient by source");
-      const std::vector<Tensor> gradients = router_gradients(balance * share);
+      const std::vector<Tensor> gradients = router_gradients(balance * balance_share);
       of_balance.resize(gradients.size());
       for (size_t i = 0; i < gradients.size(); ++i) {
         if (!gradients[i].defined()) continue;
@@ -251,7 +296,7 @@ StepSums Trainer::step() {
       }
     }
     region.emplace("backward");
-    (loss + balance * share).backward();
+    (loss + balance * balance_share).backward();
   }
   const bool finite = std::isfinite(sums.loss + sums.balance);
   if (finite) {
@@ -271,7 +316,10 @@ StepSums Trainer::step() {
     optimizer_.zero_gradients();
   }
   ++steps_;
+  std::vector<Tensor> kept;
+  for (const Tensor& buffer : frozen_.buffers) kept.push_back(buffer.clone());
   routing.update(statistics, {.step = steps_, .steps = config_.train.steps});
+  for (size_t i = 0; i < kept.size(); ++i) frozen_.buffers[i].copy_(kept[i]);
   return sums;
 }
 
@@ -297,6 +345,7 @@ void Trainer::save(const PathOf& path_of) const {
 void Trainer::start_from(const std::filesystem::path& checkpoint_dir) {
   RMOE_ASSERT(steps_ == 0, "the weights of another run are a start");
   load_tensors(checkpoint_dir / "model.safetensors", params_.stored());
+  started_ = true;
 }
 
 void Trainer::load(const std::filesystem::path& checkpoint_dir, int64_t step) {

@@ -6,8 +6,10 @@
 
 #include "rmoe/base/json.h"
 #include "rmoe/data/batcher.h"
+#include "rmoe/data/instructions.h"
 #include "rmoe/models/model.h"
 #include "rmoe/routing/sums.h"
+#include "rmoe/train/freeze.h"
 #include "rmoe/train/optimizer.h"
 
 namespace rmoe {
@@ -23,7 +25,7 @@ struct GradientSources {
 // Sums over the steps since the last log line; part of a checkpoint, so that a resumed run logs the same numbers.
 struct StepSums {
   int64_t steps = 0;
-  double loss = 0;     // nats per token
+  double loss = 0;     // nats per token that has a target
   double balance = 0;  // weighted balance losses
   double gradient_norm = 0;
   GradientSources gradients;     // in the steps that measured it
@@ -38,6 +40,9 @@ class Trainer {
  public:
   // `config` is resolved (vocabulary set) and valid. Start values depend on the seed alone.
   Trainer(const RunConfig& config, data::TokenFile train_tokens);
+  // On answers to instructions: the loss of a step is the mean over all its answers' tokens, whatever micro-batches
+  // they are in, and padding is routed nowhere.
+  Trainer(const RunConfig& config, std::shared_ptr<const data::InstructionSet> instructions);
   // On random tokens, to measure what training costs.
   explicit Trainer(const RunConfig& config);
 
@@ -55,6 +60,7 @@ class Trainer {
   std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
   const Model& model() const { return *model_; }
   const ParamTable& params() const { return params_; }
+  const Frozen& frozen() const { return frozen_; }
   at::ScalarType dtype() const;
 
   // Writes model.safetensors, optimizer.safetensors and, where the model has a block cache, memory.safetensors through
@@ -70,7 +76,7 @@ class Trainer {
   int64_t activation_bytes() const { return activation_bytes_; }
 
  private:
-  using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher>;
+  using Batcher = std::variant<data::StreamBatcher, data::WindowBatcher, data::RandomBatcher, data::InstructionBatcher>;
   Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens, Batcher batcher);
 
   data::Batch batch(int64_t micro) const;
@@ -79,7 +85,14 @@ class Trainer {
   std::vector<Tensor> router_gradients(const Tensor& loss);
   GradientSources gradient_sources(const std::vector<Tensor>& of_balance) const;
   DropoutKey dropout_key(int64_t micro) const;
-  ForwardOptions forward_options(int64_t micro, const Tensor& tokens_T) const;
+  bool on_instructions() const { return std::holds_alternative<data::InstructionBatcher>(batcher_); }
+  // `valid_BS`: undefined where all tokens are.
+  ForwardOptions forward_options(int64_t micro, const Tensor& tokens_BS, const Tensor& valid_BS) const;
+  // What each micro-batch counts in the step's loss and in its balance losses; each sums to 1.
+  struct Shares {
+    std::vector<double> loss, balance;
+  };
+  Shares shares() const;
   // Counts of the whole batch, by forward passes that choose as the step's own will.
   routing::BatchCounts count_batch() const;
   // Before the first step of a training.
@@ -88,11 +101,13 @@ class Trainer {
   RunConfig config_;
   ParamTable params_;
   std::unique_ptr<Model> model_;
+  Frozen frozen_;
   Optimizer optimizer_;
   std::optional<data::TokenFile> tokens_;  // none: random ones
   Batcher batcher_;
   std::vector<Memory> memories_;  // one per micro-batch; used by the span family
   int64_t steps_ = 0;
+  bool started_ = false;  // from other weights, which the routers are fitted with already
   int64_t activation_bytes_ = 0;
 };
 

@@ -91,12 +91,22 @@ TEST_P(Serve, AnswersEveryLine) {
 
 INSTANTIATE_TEST_SUITE_P(, Serve,
                          ::testing::Combine(::testing::Values(WorkloadKind::kLayer, WorkloadKind::kStep,
-                                                              WorkloadKind::kDecode, WorkloadKind::kPrompt),
+                                                              WorkloadKind::kDecode, WorkloadKind::kPrompt,
+                                                              WorkloadKind::kEval),
                                             ::testing::Values(Family::kSpan, Family::kLlama), ::testing::Bool()),
                          [](const auto& test) {
                            return workload_name(std::get<0>(test.param)) + "_" +
                                   testing::tiny_name(std::get<1>(test.param), std::get<2>(test.param));
                          });
+
+TEST(Workload, EvaluatesWithEveryTrace) {
+  for (const bool stage : {false, true}) {
+    const RunConfig config = resolved(testing::tiny_config(Family::kSpan, stage));
+    for (const Tracing trace : {Tracing::kOff, Tracing::kChoices, Tracing::kAll}) {
+      EXPECT_GT(make_workload(WorkloadKind::kEval, config, trace)->run(), 0) << stage;
+    }
+  }
+}
 
 TEST(BenchOps, EveryOpHasCasesAndAFloor) {
   for (const auto& [name, op] : ops()) {

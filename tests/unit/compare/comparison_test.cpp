@@ -35,10 +35,11 @@ class Comparing : public testing::Test {
            .tokens_per_s = 16000});
     }
   }
-  Comparison run(const std::string& split = "") {
+  Comparison run(const std::string& split = "") { return compare(CompareOptions{.split = split}); }
+  Comparison compare(const CompareOptions& options) {
     std::vector<rmoe::compare::Run> runs;
     for (const std::string& path : paths_) runs.push_back(read_run(path));
-    return compare_runs(std::move(runs), split);
+    return compare_runs(std::move(runs), options);
   }
   std::string error(const std::string& split = "") {
     try {
@@ -101,7 +102,7 @@ TEST_F(Comparing, DeclaresNoWinnerWhenTheIntervalIncludesZero) {
   EXPECT_EQ(
       sentence(c, c.differences[0]),
       "RMoE - SMoE, test: +0.0007 bits per character over 3 seeds, 95 % interval -0.0094 to +0.0107 (RMoE better in 1 "
-      "of 3): no difference shown");
+      "of 3): no difference shown; equal within 0.5 %");
 }
 
 TEST_F(Comparing, DeclaresAWinnerWhenTheIntervalExcludesZero) {
@@ -213,13 +214,16 @@ TEST_F(Comparing, RefusesNoRunsAndOtherSplits) {
   EXPECT_EQ(error("train"), "compare: metric is 'train', expected test or valid");
 }
 
-TEST_F(Comparing, NamesAnotherBudgetAndRemembersItInTheVerdict) {
+TEST_F(Comparing, TestsNothingAcrossBudgetsUnlessTold) {
   add_pairs({1.652, 1.650, 1.654}, {});
   for (int64_t seed : {1, 2, 3}) add({.name = "RMoE", .seed = seed, .stage = "gru", .test = 1.0, .steps = 500});
   Comparison c = run();
   ASSERT_EQ(c.warnings.size(), 1u);
   EXPECT_EQ(c.warnings[0], "not the same budget: SMoE 4.10 M tokens in 1000 steps; RMoE 2.05 M tokens in 500 steps");
   EXPECT_FALSE(c.same_budget);
+  EXPECT_EQ(sentence(c, c.differences[0]), "RMoE - SMoE, test: not trained on the same budget, so not tested");
+  EXPECT_EQ(tests(c, c.differences[0]), "");
+  c = compare({.split = "", .anyway = true});
   EXPECT_EQ(verdict(c, c.differences[0]), "RMoE is better, but not at the same budget");
 }
 
@@ -249,7 +253,74 @@ TEST_F(Comparing, TestsNothingAcrossDifferentData) {
   EXPECT_FALSE(c.same_data);
   EXPECT_TRUE(c.warnings[0].starts_with("not the same data: SMoE data/kjv (tokenizer 89abcdef01234567"))
       << c.warnings[0];
-  EXPECT_EQ(sentence(c, c.differences[0]), "RMoE - SMoE, test: measured on different data, nothing to compare");
+  EXPECT_EQ(sentence(c, c.differences[0]), "RMoE - SMoE, test: measured on different data, so not tested");
+  c = compare({.split = "", .anyway = true});
+  EXPECT_EQ(verdict(c, c.differences[0]), "RMoE is better, but on different data");
+}
+
+TEST_F(Comparing, SaysWhatTheTestsShow) {
+  add_pairs({1.652, 1.650, 1.654}, {1.655, 1.653, 1.650});
+  Comparison c = run();
+  const Difference& d = c.differences[0];
+  EXPECT_NEAR(d.margin, 0.005 * 1.652, 1e-12);
+  EXPECT_NEAR(d.equivalence_p, equivalence_p_value(d.values, d.margin), 1e-15);
+  EXPECT_EQ(d.seeds_needed, pairs_needed(0.01652, d.interval.deviation));
+  EXPECT_EQ(tests(c, d),
+            "paired t-test p = 0.8020, signed-rank test p = 1.0000 (3 seeds give 0.2500 at least); equal within 0.5 %: "
+            "shown (TOST, p = 0.0414); effect size +0.2; to find 1 % takes 3 seeds");
+}
+
+TEST_F(Comparing, SaysThatGroupsAreEqualOnlyWithinTheMargin) {
+  add_pairs({1.652, 1.650, 1.654, 1.651}, {1.6521, 1.6499, 1.6542, 1.6508});
+  EXPECT_EQ(verdict(run(), run().differences[0]), "no difference shown; equal within 0.5 %");
+  const Comparison strict = compare({.split = "", .margin = 0.00001});
+  EXPECT_EQ(verdict(strict, strict.differences[0]), "no difference shown");
+  EXPECT_THROW(compare({.split = "", .margin = 0}), Error);
+}
+
+TEST_F(Comparing, SaysThatAClearDifferenceIsSmallerThanTheMargin) {
+  add_pairs({1.652, 1.650, 1.654}, {1.651, 1.64901, 1.65302});
+  const Comparison c = run();
+  EXPECT_EQ(verdict(c, c.differences[0]), "RMoE is better, by less than 0.5 %");
+}
+
+// Both on a line in the logarithm of time: 2 - 0.1 ln t and 1.9 - 0.1 ln t, the second half as fast. What the clock
+// said does not matter.
+TEST_F(Comparing, ComparesQualityAtEqualTime) {
+  for (int64_t seed : {1, 2}) add({.name = "SMoE", .seed = seed, .tokens_per_s = 1});
+  for (int64_t seed : {1, 2}) add({.name = "RMoE", .seed = seed, .stage = "gru", .tokens_per_s = 0.5});
+  for (size_t i = 0; i < paths_.size(); ++i) {
+    const bool slow = i >= 2;
+    std::string lines;
+    for (int step = 1; step <= 4; ++step) {
+      const double seconds = step * (slow ? 20.0 : 10.0);
+      const double bpc = (slow ? 1.9 : 2.0) - 0.1 * std::log(seconds);
+      const Json line = {{"kind", "eval"},   {"step", step}, {"tokens", step * 10}, {"seconds", 7 * step},
+                         {"split", "valid"}, {"bpc", bpc},   {"perplexity", 4.0}};
+      lines += json_text(line) + "\n";
+    }
+    write_text(paths_[i] + "/metrics.jsonl", lines);
+  }
+  const Comparison c = run();
+  const EqualTime& e = c.differences[0].equal_time;
+  EXPECT_EQ(e.seconds, 40);
+  ASSERT_EQ(e.values.size(), 2u);
+  EXPECT_NEAR(e.values[0], -0.1, 1e-12);
+  EXPECT_EQ(at_equal_time(c, c.differences[0]),
+            "at equal training time (40 s, validation): -0.1000 bits per character over 2 seeds, 95 % "
+            "interval -0.1000 to -0.1000");
+}
+
+TEST_F(Comparing, SaysNothingOfEqualTimeAcrossMachinesOrWithoutEvaluations) {
+  add({.name = "SMoE"});
+  add({.name = "RMoE", .stage = "gru"});
+  EXPECT_EQ(run().differences[0].equal_time.values.size(), 1u);
+  add({.name = "elsewhere", .stage = "gru", .layers = 5, .cpu = "Other"});
+  EXPECT_TRUE(run().differences[0].equal_time.values.empty());
+  paths_.pop_back();
+  write_text(paths_[0] + "/metrics.jsonl", "");
+  EXPECT_TRUE(run().differences[0].equal_time.values.empty());
+  EXPECT_EQ(at_equal_time(run(), run().differences[0]), "");
 }
 
 TEST_F(Comparing, TakesTheSameDataInAnotherPlaceAsTheSame) {

@@ -57,7 +57,7 @@ TEST_F(Report, ShowsNumbersPlotsSamplesAndCommands) {
   Comparison c = comparison(two_by_two());
   std::string html = page(c);
   EXPECT_NE(html.find("<title>SMoE and RMoE</title>"), std::string::npos);
-  EXPECT_NE(html.find("<strong>no difference shown</strong>"), std::string::npos);
+  EXPECT_NE(html.find("<strong>no difference shown; equal within 0.5 %</strong>"), std::string::npos);
   EXPECT_NE(html.find("<td class=\"n\">1.652</td><td class=\"d\">± 0.000</td>"), std::string::npos);
   // Intervals, four of learning, two of routing, expert strips of both groups; each with its text.
   EXPECT_EQ(count(html, "<svg "), 9);

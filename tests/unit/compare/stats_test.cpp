@@ -1,5 +1,6 @@
 #include "rmoe/compare/stats.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -107,6 +108,99 @@ TEST(PairedInterval, HasNoWidthForEqualDifferences) {
   EXPECT_EQ(interval.low, 0.5);
   EXPECT_EQ(interval.high, 0.5);
   EXPECT_FALSE(paired_interval(std::vector<double>{0, 0, 0}).excludes_zero());
+}
+
+// Over all signs, the oracle: how often the smaller rank sum is at most the given one.
+double signed_rank_by_enumeration(const std::vector<double>& values) {
+  const size_t n = values.size();
+  std::vector<double> ranks(n);
+  for (size_t i = 0; i < n; ++i) {
+    double below = 0, equal = 0;
+    for (double other : values) {
+      below += std::abs(other) < std::abs(values[i]);
+      equal += std::abs(other) == std::abs(values[i]);
+    }
+    ranks[i] = below + (equal + 1) / 2;
+  }
+  const auto smaller_sum = [&](auto positive) {
+    double plus = 0, minus = 0;
+    for (size_t i = 0; i < n; ++i) (positive(i) ? plus : minus) += ranks[i];
+    return std::min(plus, minus);
+  };
+  const double seen = smaller_sum([&](size_t i) { return values[i] > 0; });
+  double as_small = 0;
+  for (size_t signs = 0; signs < size_t{1} << n; ++signs) {
+    as_small += smaller_sum([&](size_t i) { return (signs >> i & 1) != 0; }) <= seen;
+  }
+  return as_small / static_cast<double>(size_t{1} << n);
+}
+
+TEST(SignedRank, EqualsTheEnumerationOfAllSigns) {
+  for (const std::vector<double>& values : {std::vector<double>{1, 2, 3},
+                                            {-1, -2, -3},
+                                            {1, -2, 3, 4},
+                                            {0.5, 0.5, -0.5, 2, 2, -3},
+                                            {5, 4, -3, 2, 1, 1, -1, 8, 9, -10, 11},
+                                            {-7}}) {
+    EXPECT_NEAR(signed_rank_p_value(values), signed_rank_by_enumeration(values), 1e-12) << values.size();
+  }
+  EXPECT_DOUBLE_EQ(signed_rank_p_value(std::vector<double>{1, 2, 3}), 0.25);
+  EXPECT_DOUBLE_EQ(signed_rank_p_value(std::vector<double>{-1, -2, -3, -4, -5, -6}), 0.03125);
+}
+
+TEST(SignedRank, LeavesOutZeros) {
+  EXPECT_DOUBLE_EQ(signed_rank_p_value(std::vector<double>{1, 0, 2, 3, 0}), 0.25);
+  EXPECT_TRUE(std::isnan(signed_rank_p_value(std::vector<double>{0, 0})));
+}
+
+TEST(Equivalence, IsShownExactlyWhenThe90PercentIntervalLiesWithinTheMargin) {
+  for (double shift : {-1.0, -0.3, 0.0, 0.2, 0.5, 0.9}) {
+    const std::vector<double> values{-0.4 + shift, 0.1 + shift, 0.3 + shift, 0.05 + shift};
+    const PairedInterval interval = paired_interval(values, 0.9);
+    for (double margin : {0.1, 0.4, 0.6, 1.0, 2.0}) {
+      EXPECT_EQ(equivalence_p_value(values, margin) < 0.05, interval.low > -margin && interval.high < margin)
+          << shift << " " << margin;
+    }
+  }
+}
+
+TEST(Equivalence, EqualsTheTailInClosedForm) {
+  // Mean 1, deviation sqrt(2), error 1; one degree of freedom: P(T > (3 - 1) / 1).
+  EXPECT_NEAR(equivalence_p_value(std::vector<double>{0, 2}, 3), std::atan2(1, 2) / std::numbers::pi, 1e-14);
+  EXPECT_EQ(equivalence_p_value(std::vector<double>{1, 1}, 2), 0);
+  EXPECT_EQ(equivalence_p_value(std::vector<double>{1, 1}, 0.5), 1);
+  EXPECT_TRUE(std::isnan(equivalence_p_value(std::vector<double>{1}, 2)));
+  EXPECT_THROW(equivalence_p_value(std::vector<double>{1, 2}, 0), Error);
+}
+
+TEST(EffectSize, IsTheMeanInDeviations) {
+  EXPECT_DOUBLE_EQ(effect_size(std::vector<double>{0, 2}), 1 / std::numbers::sqrt2);
+  EXPECT_TRUE(std::isnan(effect_size(std::vector<double>{1})));
+  EXPECT_TRUE(std::isnan(effect_size(std::vector<double>{1, 1})));
+}
+
+TEST(PairedPower, IsTheLevelWithoutAnEffect) {
+  for (int64_t n : {2, 3, 5, 30, 1000}) {
+    EXPECT_NEAR(paired_power(n, 0, 0.05), 0.05, 1e-6) << n;
+    EXPECT_NEAR(paired_power(n, 0, 0.01), 0.01, 1e-6) << n;
+  }
+}
+
+// The usual tables for the paired t-test at 5 %, two-sided (Cohen 1988; G*Power).
+TEST(PairedPower, EqualsTheTables) {
+  EXPECT_NEAR(paired_power(34, 0.5), 0.8078, 5e-4);
+  EXPECT_EQ(pairs_needed(0.2, 1), 199);
+  EXPECT_EQ(pairs_needed(0.5, 1), 34);
+  EXPECT_EQ(pairs_needed(0.8, 1), 15);
+  EXPECT_EQ(pairs_needed(2, 2), 10);
+  EXPECT_EQ(pairs_needed(0.5, 1, 0.9), 44);
+}
+
+TEST(PairsNeeded, HasItsBounds) {
+  EXPECT_EQ(pairs_needed(1, 0), 2);
+  EXPECT_EQ(pairs_needed(1e-6, 1), -1);
+  EXPECT_EQ(pairs_needed(1000, 1), 2);
+  EXPECT_THROW(pairs_needed(0, 1), Error);
 }
 
 }  // namespace

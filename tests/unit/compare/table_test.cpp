@@ -62,6 +62,8 @@ validation bits per character         1.642 ± 0.002   1.643 ± 0.003
 test bits per character               1.652 ± 0.002   1.653 ± 0.003
 training tokens (M)                    4.10            4.10
 training tokens per second            21410 ± 10      19790 ± 10
+training time (s)                       191 ± 0         207 ± 0
+training FLOPs per token (M)           9.12            9.12
 peak memory (MiB)                       900 ± 0         931 ± 1
 recurrent stage, cost in time (%)         -            +8.2 ± 0.1
 recurrent stage, cost in memory (%)       -            +3.4 ± 0.1
@@ -72,7 +74,11 @@ gate entropy (nats)                   2.100 ± 0.000   2.200 ± 0.000
 
 Differences, paired by seed (test bits per character, lower is better)
   RMoE - SMoE, test: +0.0007 bits per character over 3 seeds, 95 % interval -0.0094 to +0.0107 (RMoE
-    better in 1 of 3): no difference shown
+    better in 1 of 3): no difference shown; equal within 0.5 %
+    paired t-test p = 0.8020, signed-rank test p = 1.0000 (3 seeds give 0.2500 at least); equal
+      within 0.5 %: shown (TOST, p = 0.0414); effect size +0.2; to find 1 % takes 3 seeds
+    at equal training time (191 s, validation): -0.0009 bits per character over 3 seeds, 95 %
+      interval -0.0066 to +0.0048
 )");
 }
 
@@ -122,7 +128,7 @@ TEST(Text, ShowsADashForTheDeviationOfOneSeed) {
   std::string text = to_text(compare_fakes(fakes));
   EXPECT_NE(text.find("test bits per character               1.652 ± -   1.655 ± -\n"), std::string::npos) << text;
   EXPECT_TRUE(text.ends_with(R"(
-  RMoE - SMoE, test: +0.0030 bits per character with seed 1 alone: one seed decides nothing
+  RMoE - SMoE, test: not trained on the same budget, so not tested
 
 warning: not the same budget: SMoE 4.10 M tokens in 1000 steps; RMoE 2.05 M tokens in 500 steps
 )")) << text;
@@ -192,7 +198,7 @@ TEST(Csv, HasARowPerGroupWithExactNumbers) {
 
 TEST(JsonOutput, HoldsMeasuresDifferencesAndWarnings) {
   std::vector<FakeRun> fakes = three_seeds();
-  fakes[1].steps = 900;
+  fakes[1].cpu = "Other";
   Json json = to_json(compare_fakes(fakes));
   EXPECT_EQ(json["metric"]["unit"], "bits_per_character");
   EXPECT_EQ(json["baseline"], "SMoE");
@@ -206,6 +212,11 @@ TEST(JsonOutput, HoldsMeasuresDifferencesAndWarnings) {
   ASSERT_EQ(json["differences"].size(), 1u);
   EXPECT_EQ(json["differences"][0]["verdict"], "no difference shown");
   EXPECT_NEAR(json["differences"][0]["low"].get<double>(), -0.00937, 1e-5);
+  EXPECT_NEAR(json["differences"][0]["p_value"].get<double>(), 0.8020, 1e-4);
+  EXPECT_EQ(json["differences"][0]["signed_rank_p_value"], 1.0);
+  EXPECT_NEAR(json["differences"][0]["equivalence"]["margin"].get<double>(), 0.00826, 1e-12);
+  EXPECT_EQ(json["differences"][0]["seeds_for_1_percent"], 3);
+  EXPECT_TRUE(json["differences"][0]["equal_time"].is_null());  // not the same machine
   EXPECT_EQ(json["config_differences"]["model.moe.stage.kind"]["RMoE"], "gru");
   EXPECT_EQ(json["warnings"].size(), 1u);
   // Whole through text and back: nothing in it is NaN.

@@ -92,7 +92,9 @@ TEST(TraceFile, ForeignAndDamagedFilesAreRefused) {
 
 TEST(TraceWriter, LeavesNothingWithoutFinish) {
   const TempDir dir;
-  { TraceWriter writer(dir / "t.npy", layout_of("")); }
+  {
+    TraceWriter writer(dir / "t.npy", layout_of(""));
+  }
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
 }
 

@@ -66,7 +66,9 @@ TEST(Scale, CpuKeepsTheRatios) {
         EXPECT_EQ(small.model.width * 4, large.model.width) << row.config;
         EXPECT_EQ(small.model.moe.expert_width * 4, large.model.moe.expert_width) << row.config;
       }
-      EXPECT_EQ(steps_of(path, scale_flags(Scale::kCpu, path)), small.train.steps);
+      const Budget budget = budget_of(path, scale_flags(Scale::kCpu, path));
+      EXPECT_EQ(budget.steps, small.train.steps);
+      EXPECT_EQ(budget.step_tokens, small.train.batch * small.train.block);
     }
   }
   const fs::path rmoe = configs() / "enwik8_medium_rmoe.toml";

@@ -33,7 +33,9 @@ std::vector<ExpertParams> expert_params(const LoadedRun& run) {
     const int64_t layer = moe_layer_of(run.config.model, p.name);
     if (layer < 0) continue;
     for (size_t m = 0; m < 3; ++m) {
-      if (p.name.ends_with(str(".experts.", kMatrices[m], ".weight"))) layers[static_cast<size_t>(layer)].matrices[m] = &p;
+      if (p.name.ends_with(str(".experts.", kMatrices[m], ".weight"))) {
+        layers[static_cast<size_t>(layer)].matrices[m] = &p;
+      }
     }
   }
   return layers;
@@ -158,6 +160,8 @@ Json router_weights(const LoadedRun& run) {
     const int64_t layer = moe_layer_of(run.config.model, p.name);
     const bool gate = !p.is_buffer() && p.shape.size() == 2 && p.shape[0] == N && belongs_to_routing(p);
     if (layer < 0 || !gate) continue;
+    // Beside a head that reads x, the gate on the state is no router of its own.
+    if (run.config.model.moe.state_gate && p.name.ends_with(".weight2")) continue;
     const Tensor w = p.value.detach().to(at::kDouble);
     layers[static_cast<size_t>(layer)] = {{"parameter", p.name},
                                           {"norm", at::norm(w).item<double>()},

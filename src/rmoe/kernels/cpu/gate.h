@@ -15,6 +15,7 @@ struct Gate {
   const Bf16* narrow_feature = nullptr;
   const float* weight = nullptr;  // [N, R]
   const float* bias = nullptr;    // [N] or null
+  const float* added = nullptr;   // [T, N], added to the logits; or null
 };
 
 struct GateOutput {

@@ -1,7 +1,8 @@
 // linear on the CPU: our kernels where they are the fastest, otherwise the formula in ATen.
+#include "rmoe/ops/reference/linear.h"
+
 #include "rmoe/ops/checks.h"
 #include "rmoe/ops/cpu/pointers.h"
-#include "rmoe/ops/reference/linear.h"
 
 namespace rmoe::cpu {
 namespace {

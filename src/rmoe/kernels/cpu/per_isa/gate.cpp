@@ -65,7 +65,10 @@ void forward_few(const Gate& g, const GateOutput& out) {
       store(feature + i, g.feature ? load(g.feature + t * g.R + i, n) : load(g.narrow_feature + t * g.R + i, n), n);
     });
     float* logits = out.logits + t * g.N;
-    for (int64_t n = 0; n < g.N; ++n) logits[n] = dot(feature, g.weight + n * g.R, g.R) + (g.bias ? g.bias[n] : 0.0f);
+    for (int64_t n = 0; n < g.N; ++n) {
+      logits[n] = dot(feature, g.weight + n * g.R, g.R) + (g.bias ? g.bias[n] : 0.0f);
+      if (g.added) logits[n] += g.added[t * g.N + n];
+    }
     softmax(out.probs + t * g.N, logits, g.N);
     choose(g, out, t, out.counts);
   }
@@ -97,7 +100,8 @@ void forward(const Gate& g, const GateOutput& out) {
         float* logits = out.logits + (t + i) * g.N;
         for_each_stretch(g.N, [&](int64_t n, int64_t count) {
           const Vec bias = g.bias ? load(g.bias + n, count) : Vec(0.0f);
-          store(logits + n, load(c + i * ld + n) + bias, count);
+          const Vec sum = load(c + i * ld + n) + bias;
+          store(logits + n, g.added ? sum + load(g.added + (t + i) * g.N + n, count) : sum, count);
         });
         softmax(out.probs + (t + i) * g.N, logits, g.N);
         choose(g, out, t + i, counts + tile * g.N);
