@@ -42,18 +42,23 @@ struct Options {
   fs::path folder() const { return out.empty() ? fs::path("runs/reproduce") / scale : fs::path(out); }
   // A small model leaves a second core idle half of the time; two of them side by side do not.
   int64_t threads_each() const { return threads > 0 ? threads : size() == Scale::kCpu ? 1 : usable_cpus(); }
-  int64_t at_once() const {
-    return processes > 0 ? processes : std::max<int64_t>(1, usable_cpus() / threads_each());
-  }
+  int64_t at_once() const { return processes > 0 ? processes : std::max<int64_t>(1, usable_cpus() / threads_each()); }
 };
 
 void print_list(bool json) {
   Json all = Json::array();
   for (const Entry& entry : entries()) {
     if (json) {
-      all.push_back({{"name", entry.name}, {"title", entry.title}, {"models", entry.rows.size()}, {"data", entry.data}});
+      all.push_back({{"name", entry.name},
+                     {"covers", entry.covers},
+                     {"title", entry.title},
+                     {"models", entry.rows.size()},
+                     {"data", entry.data}});
     } else {
-      std::cout << std::left << std::setw(18) << entry.name << entry.title << " (" << entry.rows.size() << " models)\n";
+      std::cout << std::left << std::setw(18) << entry.name << entry.title << " (" << entry.rows.size() << " models";
+      for (const std::string& name : entry.covers)
+        std::cout << (&name == &entry.covers.front() ? "; also " : ", ") << name;
+      std::cout << ")\n";
     }
   }
   if (json) std::cout << json_text(all, 1) << "\n";
@@ -65,8 +70,8 @@ std::string data_folder(const Options& options, const Entry& entry) {
   if (options.size() == Scale::kPaper) {
     const std::string name = entry.data.empty() ? "pretrain" : entry.data, folder = "data/" + name;
     if (!fs::exists(fs::path(folder) / "data.json")) {
-      throw Error(Exit::kBadInput, str("reproduce: ", entry.name, " at the paper's scale reads ", folder,
-                                       ", which is not there"),
+      throw Error(Exit::kBadInput,
+                  str("reproduce: ", entry.name, " at the paper's scale reads ", folder, ", which is not there"),
                   entry.data.empty() ? "make it with `rmoe data prepare`, or name another with --data"
                                      : str("`rmoe data prepare --preset ", name, " --out ", folder, "` makes it"));
     }
@@ -82,9 +87,7 @@ std::string data_folder(const Options& options, const Entry& entry) {
   return folder.string();
 }
 
-std::string job_name(const Row& row, int64_t seed) {
-  return str(fs::path(row.config).stem().string(), "-s", seed);
-}
+std::string job_name(const Row& row, int64_t seed) { return str(fs::path(row.config).stem().string(), "-s", seed); }
 
 fs::path config_of(const Options& options, const Row& row) {
   fs::path path = fs::path(options.configs) / row.config;
@@ -118,8 +121,8 @@ Job make_job(const Options& options, const Row& row, const std::string& data, in
   const Budget budget = budget_of(job.config, job.flags);
   job.steps = budget.steps;
   constexpr int64_t kForwardsPerStep = 3;  // a backward pass is two
-  job.work = static_cast<double>(budget.steps) + static_cast<double>(evaluated_tokens(data)) /
-                                                     static_cast<double>(kForwardsPerStep * budget.step_tokens);
+  job.work = static_cast<double>(budget.steps) +
+             static_cast<double>(evaluated_tokens(data)) / static_cast<double>(kForwardsPerStep * budget.step_tokens);
   return job;
 }
 
@@ -168,21 +171,28 @@ void analyze(const Options& options, const Entry& entry, std::vector<RowResult>&
     for (const compare::Run& one : row.runs) words.push_back(one.path);
   }
   if (words.size() == 1) return;
-  constexpr const char* kTokens = "100000";
-  words.insert(words.end(),
-               {"--tokens", kTokens, "--gradient-batches", "0", "--out", folder.string(), "--json", "--quiet"});
-  const Json report = parse_json(
-      output_of(kThisProgram, words, options.folder() / "logs" / (entry.name + ".log")), "reproduce: the analysis");
+  constexpr const char *kTokens = "100000", *kBatches = "4";
+  words.insert(words.end(), {"--tokens", kTokens, "--gradient-batches", entry.look == Look::kGradients ? kBatches : "0",
+                             "--out", folder.string(), "--json", "--quiet"});
+  const Json report = parse_json(output_of(kThisProgram, words, options.folder() / "logs" / (entry.name + ".log")),
+                                 "reproduce: the analysis");
   size_t next = 0;
-  const auto median = [](const Json& side) {
-    return side.is_object() && side.at("median").is_number() ? side.at("median").get<double>() : std::nan("");
+  const auto value = [](const Json& object, const char* key) {
+    return object.is_object() && object.at(key).is_number() ? object.at(key).get<double>() : std::nan("");
   };
   for (RowResult& row : rows) {
     for (size_t i = 0; i < row.runs.size(); ++i) {
-      const Json& balance = report.at("runs").at(next++).at("balance");
-      if (!balance.is_object()) continue;
-      row.inner.push_back(median(balance.at("inner")));
-      row.outer.push_back(median(balance.at("outer")));
+      const Json& found = report.at("runs").at(next++);
+      Analyzed& one = row.analyzed.emplace_back();
+      if (const Json& balance = found.at("balance"); balance.is_object()) {
+        one.inner = value(balance.at("inner"), "median");
+        one.outer = value(balance.at("outer"), "median");
+      }
+      const Json& gradients = found.at("gradients");
+      one.gradient = value(gradients, "whole");
+      one.lm_gradient = value(gradients, "lm");
+      one.balance_gradient = value(gradients, "balance");
+      one.dropped = value(gradients, "drop_ratio");
     }
   }
   log_info("reproduce: ", entry.name, ": plots and page in ", folder.string());
@@ -203,13 +213,17 @@ Result read_result(const Options& options, const Entry& entry, const GridResult&
     }
     rows.push_back(std::move(result));
   }
-  if (entry.analyzed) analyze(options, entry, rows);
+  if (entry.look != Look::kNone) analyze(options, entry, rows);
   return make_result(entry, options.scale, std::move(rows));
 }
 
 void run(const Options& options, Globals& globals) {
   std::vector<Entry> chosen;
-  for (const std::string& name : options.names) chosen.push_back(find_entry(name));
+  for (const std::string& name : options.names) {
+    const Entry& entry = find_entry(name);
+    const bool known = std::any_of(chosen.begin(), chosen.end(), [&](const Entry& e) { return e.name == entry.name; });
+    if (!known) chosen.push_back(entry);
+  }
   const std::vector<Job> jobs = make_jobs(options, chosen);
   const auto done = std::count_if(jobs.begin(), jobs.end(), is_done);
   if (done < std::ssize(jobs) || options.plan) {

@@ -1,5 +1,7 @@
 #include "rmoe/reproduce/entries.h"
 
+#include <algorithm>
+
 #include "rmoe/base/error.h"
 #include "rmoe/base/nearest.h"
 
@@ -19,7 +21,10 @@ std::string wikitext(const std::string& model) { return "wikitext103_medium_" + 
 std::vector<Entry> make_entries() {
   const std::string S = "SMoE";
   std::vector<Entry> all;
-  all.push_back({"table1", "routers on Enwik8", kBpc, "enwik8",
+  all.push_back({"table1",
+                 "routers on Enwik8",
+                 kBpc,
+                 "enwik8",
                  {{S, enwik8("medium_smoe"), "", quality(1.152, 1.128)},
                   {"HyperMoE", enwik8("medium_hyper"), S, quality(1.162, 1.139)},
                   {"SMoE-MLP", enwik8("medium_mlp"), S, quality(1.164, 1.137)},
@@ -27,7 +32,10 @@ std::vector<Entry> make_entries() {
                   {"CosineMoE", enwik8("medium_cosine"), S, quality(1.148, 1.122)},
                   {"XMoE", enwik8("medium_xmoe16"), S, quality(1.150, 1.125)},
                   {"RMoE", enwik8("medium_rmoe"), S, quality(1.141, 1.116)}}});
-  all.push_back({"table1-wikitext", "routers on WikiText-103", kPpl, "wikitext-103",
+  all.push_back({"table1-wikitext",
+                 "routers on WikiText-103",
+                 kPpl,
+                 "wikitext-103",
                  {{S, wikitext("smoe"), "", quality(31.279, 33.061)},
                   {"HyperMoE", wikitext("hyper"), S, quality(31.918, 33.374)},
                   {"SMoE-MLP", wikitext("mlp"), S, quality(31.430, 33.142)},
@@ -50,11 +58,20 @@ std::vector<Entry> make_entries() {
                             {{1.132, 1.124}, {1.125, 1.119}, {1.114, 1.112}})});
   all.push_back({"table2-wikitext", "the recurrent stage in front of XMoE, WikiText-103", kPpl, "wikitext-103",
                  xmoe_pairs(wikitext, {{33.55, 32.99}, {32.93, 32.47}, {32.71, 32.55}})});
-  all.push_back({"table3", "the 0.91 B setting", "perplexity per token", "",
+  all.push_back({"table3",
+                 "the 0.91 B setting",
+                 "perplexity per token",
+                 "",
                  {{S, "llama_0.91b_smoe.toml", "", {}}, {"RMoE", "llama_0.91b_rmoe.toml", S, {}}},
                  "the paper reports task accuracies here: on average 54.26 for SMoE and 55.31 for RMoE after 40 B "
-                 "tokens; lm-evaluation-harness computes them of a trained run"});
-  all.push_back({"table4", "more parameters in the router, with and without the recurrence", kBpc, "enwik8",
+                 "tokens, 56.13 and 57.15 after fine-tuning (configs/sft_alpaca*.toml); lm-evaluation-harness computes "
+                 "them of a trained run",
+                 Look::kNone,
+                 {"table7", "table12"}});
+  all.push_back({"table4",
+                 "more parameters in the router, with and without the recurrence",
+                 kBpc,
+                 "enwik8",
                  {{"small SMoE", enwik8("small_smoe"), "", quality({}, 1.184)},
                   {"small SMoE-MLP", enwik8("small_mlp"), "small SMoE", quality({}, 1.183)},
                   {"small RMoE-NP", enwik8("small_rmoe_np"), "small SMoE", quality({}, 1.196)},
@@ -63,7 +80,10 @@ std::vector<Entry> make_entries() {
                   {"medium SMoE-MLP", enwik8("medium_mlp"), "medium SMoE", quality({}, 1.137)},
                   {"medium RMoE-NP", enwik8("medium_rmoe_np"), "medium SMoE", quality({}, 1.123)},
                   {"medium RMoE", enwik8("medium_rmoe"), "medium SMoE", quality({}, 1.116)}}});
-  all.push_back({"table5", "what passes between the layers", kBpc, "enwik8",
+  all.push_back({"table5",
+                 "what passes between the layers",
+                 kBpc,
+                 "enwik8",
                  {{S, enwik8("medium_smoe"), "", quality(1.152, 1.128)},
                   {"RMoE", enwik8("medium_rmoe"), S, quality(1.141, 1.116)},
                   {"NP", enwik8("medium_rmoe_np"), S, quality(1.150, 1.123)},
@@ -72,19 +92,28 @@ std::vector<Entry> make_entries() {
                   {"NP + r-1.0", enwik8("medium_rmoe_np_r10"), S, quality(1.150, 1.124)},
                   {"NP + r-0.5 + detach-r", enwik8("medium_rmoe_np_r05_detach"), S, quality(1.157, 1.133)},
                   {"NP + r-1.0 + detach-r", enwik8("medium_rmoe_np_r10_detach"), S, quality(1.152, 1.126)}}});
-  all.push_back({"table6", "cells and projections", kBpc, "enwik8",
+  all.push_back({"table6",
+                 "cells and projections",
+                 kBpc,
+                 "enwik8",
                  {{S, enwik8("medium_smoe"), "", quality({}, 1.128)},
                   {"GRU, L-proj", enwik8("medium_rmoe"), S, quality({}, 1.116)},
                   {"GRU, S-proj", enwik8("medium_rmoe_sproj"), S, quality({}, 1.123)},
                   {"RNN", enwik8("medium_rmoe_rnn"), S, quality({}, 1.119)},
                   {"LSTM", enwik8("medium_rmoe_lstm"), S, quality({}, 1.122)}}});
-  all.push_back({"table6-wikitext", "cells and projections, WikiText-103", kPpl, "wikitext-103",
+  all.push_back({"table6-wikitext",
+                 "cells and projections, WikiText-103",
+                 kPpl,
+                 "wikitext-103",
                  {{S, wikitext("smoe"), "", quality({}, 33.061)},
                   {"GRU, L-proj", wikitext("rmoe"), S, quality({}, 32.86)},
                   {"GRU, S-proj", wikitext("rmoe_sproj"), S, quality({}, 33.02)},
                   {"RNN", wikitext("rmoe_rnn"), S, quality({}, 32.72)},
                   {"LSTM", wikitext("rmoe_lstm"), S, quality({}, 33.04)}}});
-  all.push_back({"table8", "inner and outer balance", kBpc, "enwik8",
+  all.push_back({"table8",
+                 "inner and outer balance",
+                 kBpc,
+                 "enwik8",
                  {{S, enwik8("medium_smoe"), "", balance(34.68, 0.915)},
                   {"HyperMoE", enwik8("medium_hyper"), S, balance(34.60, 0.920)},
                   {"CosineMoE", enwik8("medium_cosine"), S, balance(7.611, 0.794)},
@@ -95,29 +124,43 @@ std::vector<Entry> make_entries() {
                   {"NP + r-0.5", enwik8("medium_rmoe_np_r05"), S, balance(2.792, 0.661)},
                   {"NP + r-1.0", enwik8("medium_rmoe_np_r10"), S, balance(1.147, 0.212)}},
                  "inner: top score over second, outer: sum of the chosen scores, medians over the validation tokens",
-                 true});
+                 Look::kBalance});
+  all.push_back({"table11",
+                 "routers' gradients and dropped rows, 15 B setting",
+                 "perplexity per token",
+                 "",
+                 {{S, "llama_15b_smoe.toml", "", {}}, {"RMoE", "llama_15b_rmoe.toml", S, {}}},
+                 "gradients: norms over all routers, of the whole loss and its two parts; dropped: rows beyond an "
+                 "expert's capacity; the paper's Tables 9 and 10 are accuracies of the same models",
+                 Look::kGradients,
+                 {"table9", "table10"}});
   std::vector<Row> depths;
   for (const char* layers : {"6", "12", "18", "24", "32"}) {
     const std::string plain = str("SMoE, ", layers, " layers");
     depths.push_back({plain, enwik8(str("depth", layers, "_smoe")), "", {}});
     depths.push_back({str("RMoE, ", layers, " layers"), enwik8(str("depth", layers, "_rmoe")), plain, {}});
   }
-  all.push_back({"figure2", "loss against depth", kBpc, "enwik8", depths});
-  const auto analysis = [&](const char* name, const char* title) {
-    all.push_back({name, title, kBpc, "enwik8",
+  all.push_back({"figure2", "loss against depth", kBpc, "enwik8", depths, "", Look::kNone, {"figure14"}});
+  const auto analysis = [&](const char* name, const char* title, const std::vector<std::string>& covers) {
+    all.push_back({name,
+                   title,
+                   kBpc,
+                   "enwik8",
                    {{S, enwik8("medium_smoe"), "", {}},
                     {"HyperMoE", enwik8("medium_hyper"), S, {}},
                     {"XMoE", enwik8("medium_xmoe16"), S, {}},
                     {"RMoE", enwik8("medium_rmoe"), S, {}},
                     {"NP", enwik8("medium_rmoe_np"), S, {}},
                     {"NP + r-0.5", enwik8("medium_rmoe_np_r05"), S, {}}},
-                   "the figure is in the page of the analysis", true});
+                   "the figure is in the page of the analysis",
+                   Look::kBalance,
+                   covers});
   };
-  analysis("figure3", "mutual information between the layers' gate scores (with Figs. 6 and 7)");
-  analysis("figure4", "gate entropy (with Figs. 8 to 10)");
-  analysis("figure5", "similarity of the experts (with Fig. 13)");
-  analysis("figure11", "norm and deviation of the routers' weights");
-  analysis("figure12", "how often each expert is chosen");
+  analysis("figure3", "mutual information between the layers' gate scores", {"figure6", "figure7"});
+  analysis("figure4", "gate entropy", {"figure8", "figure9", "figure10"});
+  analysis("figure5", "similarity of the experts", {"figure13"});
+  analysis("figure11", "norm and deviation of the routers' weights", {});
+  analysis("figure12", "how often each expert is chosen", {});
   return all;
 }
 
@@ -131,8 +174,10 @@ const std::vector<Entry>& entries() {
 const Entry& find_entry(const std::string& name) {
   std::vector<std::string> names;
   for (const Entry& entry : entries()) {
-    if (entry.name == name) return entry;
+    const auto covered = std::find(entry.covers.begin(), entry.covers.end(), name);
+    if (entry.name == name || covered != entry.covers.end()) return entry;
     names.push_back(entry.name);
+    names.insert(names.end(), entry.covers.begin(), entry.covers.end());
   }
   throw Error(Exit::kBadInput, str("reproduce: unknown table or figure '", name, "'"), help_for_unknown(name, names));
 }

@@ -80,7 +80,7 @@ class SignalGuard {
  public:
   SignalGuard() {
     g_signal = 0;
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = remember_signal;
     ::sigaction(SIGINT, &action, &old_int_);
     ::sigaction(SIGTERM, &action, &old_term_);

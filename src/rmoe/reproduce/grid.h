@@ -10,19 +10,19 @@
 namespace rmoe::reproduce {
 
 struct Job {
-  std::string name;                   // "enwik8_medium_rmoe-s1"
-  std::string config;                 // file
-  std::vector<std::string> flags;     // of `rmoe train`
-  std::filesystem::path folder;       // of the run
-  int64_t steps = 0;                  // that it trains
-  double work = 0;                    // in the time of a step, the evaluations after the training included
+  std::string name;                // "enwik8_medium_rmoe-s1"
+  std::string config;              // file
+  std::vector<std::string> flags;  // of `rmoe train`
+  std::filesystem::path folder;    // of the run
+  int64_t steps = 0;               // that it trains
+  double work = 0;                 // in the time of a step, the evaluations after the training included
 };
 
 struct GridOptions {
-  std::string program;        // this one
-  int64_t processes = 1;      // at a time
-  int64_t threads = 1;        // of each
-  std::filesystem::path logs; // folder for what the processes say
+  std::string program;         // this one
+  int64_t processes = 1;       // at a time
+  int64_t threads = 1;         // of each
+  std::filesystem::path logs;  // folder for what the processes say
 };
 
 struct GridResult {

@@ -51,13 +51,20 @@ Verdict judge(const RowResult& row) {
 
 const char* words(Verdict verdict) {
   switch (verdict) {
-    case Verdict::kBaseline: return "";
-    case Verdict::kAgrees: return "agrees with the paper";
-    case Verdict::kDisagrees: return "the other way round";
-    case Verdict::kNotShown: return "no difference shown";
-    case Verdict::kOneSeed: return "too few seeds to tell";
-    case Verdict::kNoNumber: return "a difference; the paper gives none";
-    case Verdict::kDiverged: return "diverged";
+    case Verdict::kBaseline:
+      return "";
+    case Verdict::kAgrees:
+      return "agrees with the paper";
+    case Verdict::kDisagrees:
+      return "the other way round";
+    case Verdict::kNotShown:
+      return "no difference shown";
+    case Verdict::kOneSeed:
+      return "too few seeds to tell";
+    case Verdict::kNoNumber:
+      return "a difference; the paper gives none";
+    case Verdict::kDiverged:
+      return "diverged";
   }
   return "";
 }
@@ -81,22 +88,36 @@ std::string interval(const RowResult& row) {
   return text;
 }
 
-bool has_balance(const Result& result) {
-  return std::any_of(result.rows.begin(), result.rows.end(), [](const RowResult& r) { return !r.inner.empty(); });
+compare::Summary over_runs(const RowResult& row, double Analyzed::* what) {
+  std::vector<double> values;
+  for (const Analyzed& one : row.analyzed) values.push_back(one.*what);
+  return compare::summarize(values);
 }
 
-// Inner and outer balance (Table 8) in place of the quality.
-std::vector<std::vector<std::string>> balance_cells(const Result& result) {
-  std::vector<std::vector<std::string>> lines{{"model", "paper inner", "paper outer", "seeds", "inner", "outer", "test"}};
+// What the analysis found, in place of the differences.
+std::vector<std::vector<std::string>> looks(const Result& result) {
+  const bool balance = result.entry.look == Look::kBalance;
+  std::vector<std::vector<std::string>> lines;
+  lines.push_back(
+      balance ? std::vector<std::string>{"model", "paper inner", "paper outer", "seeds", "inner", "outer"}
+              : std::vector<std::string>{"model", "seeds", "gradient", "of LM loss", "of balance loss", "dropped"});
+  lines.back().push_back("test");
   for (const RowResult& r : result.rows) {
-    lines.push_back({r.row.label, number(r.row.paper.inner, 3), number(r.row.paper.outer, 3), str(r.runs.size()),
-                     spread(compare::summarize(r.inner)), spread(compare::summarize(r.outer)), spread(r.test)});
+    std::vector<std::string> line{r.row.label};
+    if (balance) line.insert(line.end(), {number(r.row.paper.inner, 3), number(r.row.paper.outer, 3)});
+    line.push_back(str(r.runs.size()));
+    const auto columns = balance ? std::vector<double Analyzed::*>{&Analyzed::inner, &Analyzed::outer}
+                                 : std::vector<double Analyzed::*>{&Analyzed::gradient, &Analyzed::lm_gradient,
+                                                                   &Analyzed::balance_gradient, &Analyzed::dropped};
+    for (const auto what : columns) line.push_back(spread(over_runs(r, what)));
+    line.push_back(spread(r.test));
+    lines.push_back(std::move(line));
   }
   return lines;
 }
 
 std::vector<std::vector<std::string>> cells(const Result& result) {
-  if (has_balance(result)) return balance_cells(result);
+  if (result.entry.look != Look::kNone) return looks(result);
   std::vector<std::vector<std::string>> lines{
       {"model", "paper valid", "paper test", "paper diff.", "seeds", "valid", "test", "difference (95 %)", "verdict"}};
   for (const RowResult& r : result.rows) {
@@ -118,12 +139,25 @@ std::vector<std::string> notes(const Result& r) {
   std::vector<std::string> lines;
   lines.push_back(str("here: ", r.scale, " scale, in ", r.unit, " on the test split, ± the deviation over seeds"));
   if (!r.entry.unit.empty() && r.entry.unit != r.unit) lines.push_back("the paper's numbers are in " + r.entry.unit);
-  if (!has_balance(r)) lines.push_back("difference: to the baseline, paired by seed; lower is better");
+  if (r.entry.look == Look::kNone) lines.push_back("difference: to the baseline, paired by seed; lower is better");
   if (!r.entry.note.empty()) lines.push_back(r.entry.note);
   return lines;
 }
 
 Json optional_json(std::optional<double> value) { return value && std::isfinite(*value) ? Json(*value) : Json(); }
+
+Json analyzed_json(Look look, const std::vector<Analyzed>& runs) {
+  Json all = Json::array();
+  for (const Analyzed& a : runs) {
+    all.push_back(look == Look::kBalance
+                      ? Json{{"inner_balance", optional_json(a.inner)}, {"outer_balance", optional_json(a.outer)}}
+                      : Json{{"gradient", optional_json(a.gradient)},
+                             {"lm_gradient", optional_json(a.lm_gradient)},
+                             {"balance_gradient", optional_json(a.balance_gradient)},
+                             {"drop_ratio", optional_json(a.dropped)}});
+  }
+  return all;
+}
 
 }  // namespace
 
@@ -210,8 +244,7 @@ Json to_json(const Result& result) {
                       {"test", optional_json(r.row.paper.test)},
                       {"inner_balance", optional_json(r.row.paper.inner)},
                       {"outer_balance", optional_json(r.row.paper.outer)}}},
-                    {"inner_balance", r.inner},
-                    {"outer_balance", r.outer},
+                    {"analyzed", analyzed_json(result.entry.look, r.analyzed)},
                     {"paper_difference", optional_json(r.paper_difference)},
                     {"seeds", seeds},
                     {"diverged_seeds", r.diverged},
@@ -223,7 +256,7 @@ Json to_json(const Result& result) {
                     {"high", r.difference ? optional_json(r.difference->high) : Json()},
                     {"verdict", words(r.verdict)}});
   }
-  return {{"entry", result.entry.name}, {"title", result.entry.title}, {"scale", result.scale},
+  return {{"entry", result.entry.name}, {"title", result.entry.title},     {"scale", result.scale},
           {"unit", result.unit},        {"paper_unit", result.entry.unit}, {"rows", rows}};
 }
 

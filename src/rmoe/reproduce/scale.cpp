@@ -38,10 +38,12 @@ std::vector<std::string> scale_flags(Scale scale, const std::filesystem::path& c
   if (scale == Scale::kPaper) return {};
   const RunConfig c = load_config<RunConfig>(config, {});
   const bool span = c.model.family == Family::kSpan;
-  const int64_t divisor = span ? 4 : 10, width = c.model.width / divisor;
+  constexpr int64_t kLlamaWidth = 128, kLlamaHeadWidth = 64;
+  const int64_t divisor = span ? 4 : c.model.width / kLlamaWidth, width = c.model.width / divisor;
   Flags flags;
   flags.set("model.width", width);
   flags.set("model.moe.expert_width", c.model.moe.expert_width / divisor);
+  if (c.model.moe.shared_width > 0) flags.set("model.moe.shared_width", c.model.moe.shared_width / divisor);
   if (c.model.dense_width > 0) flags.set("model.dense_width", c.model.dense_width / divisor);
   scale_state(flags, config, divisor);
   if (span) {
@@ -50,7 +52,7 @@ std::vector<std::string> scale_flags(Scale scale, const std::filesystem::path& c
     flags.set("model.span.span", kBlock / 2);
     flags.set("train.optimizer.lr", 2e-3);  // narrow models take larger steps than the paper's 7e-4
   } else {
-    flags.set("model.heads", c.model.heads / divisor);
+    flags.set("model.heads", width / kLlamaHeadWidth);
     flags.set("model.layers", c.model.layers / 3);
     flags.set("model.vocab_size", 0);  // the data's
     flags.set("train.optimizer.lr", 1e-3);
@@ -66,6 +68,7 @@ std::vector<std::string> scale_flags(Scale scale, const std::filesystem::path& c
   flags.set("train.checkpoint.every", kSteps / 4);
   flags.set("train.checkpoint.keep_last", 1);
   flags.set("train.sample.length", 0);
+  if (c.train.gradient_sources_every > 0) flags.set("train.gradient_sources_every", kSteps / 4);
   return flags.take();
 }
 

@@ -100,6 +100,9 @@ TEST(ModelSize, BigConfigsAreCountedWithoutBuilding) {
   const ModelSize rmoe = model_size(named_config("llama_0.91b_rmoe", 0).model, 4096);
   // The reference: RMoE has about 3.5 million more.
   EXPECT_NEAR(static_cast<double>(rmoe.params - smoe.params) / 1e6, 3.5, 0.1);
+  const ModelSize large = model_size(named_config("llama_15b_smoe", 0).model, 4096);
+  EXPECT_NEAR(static_cast<double>(large.params) / 1e9, 15, 0.2);
+  EXPECT_NEAR(static_cast<double>(large.active_params) / 1e9, 2.7, 0.05);
 }
 
 TEST(ModelConfig, ImpossibleSizesAreRefusedBeforeAnythingIsAllocated) {

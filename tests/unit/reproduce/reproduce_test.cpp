@@ -1,9 +1,9 @@
 // Entries, scales, the grid of processes and the verdicts of `rmoe reproduce`.
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <fstream>
 #include <set>
+
+#include <gtest/gtest.h>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
@@ -37,6 +37,15 @@ TEST(Entries, NameConfigsThatExistAndBaselinesOfTheSameEntry) {
   }
 }
 
+// Every table and figure of the paper that shows something of trained models.
+TEST(Entries, CoverThePaper) {
+  std::set<std::string> names;
+  for (int table : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}) names.insert(str("table", table));
+  for (int figure = 2; figure <= 14; ++figure) names.insert(str("figure", figure));
+  for (const std::string& name : names) EXPECT_NO_THROW(find_entry(name)) << name;
+  EXPECT_EQ(find_entry("figure9").name, "figure4");
+}
+
 TEST(Entries, AnUnknownNameIsRefusedWithTheNearest) {
   try {
     find_entry("tabel5");
@@ -66,13 +75,20 @@ TEST(Scale, CpuKeepsTheRatios) {
         EXPECT_EQ(small.model.width * 4, large.model.width) << row.config;
         EXPECT_EQ(small.model.moe.expert_width * 4, large.model.moe.expert_width) << row.config;
       }
+      const int64_t divisor = large.model.width / small.model.width;
+      EXPECT_EQ(divisor * small.model.width, large.model.width) << row.config;
+      EXPECT_EQ(small.model.moe.expert_width, large.model.moe.expert_width / divisor) << row.config;
+      EXPECT_EQ(small.model.moe.shared_width, large.model.moe.shared_width / divisor) << row.config;
+      EXPECT_EQ(small.model.width % small.model.heads, 0) << row.config;
+      EXPECT_EQ(small.model.moe.capacity, large.model.moe.capacity) << row.config;
       const Budget budget = budget_of(path, scale_flags(Scale::kCpu, path));
       EXPECT_EQ(budget.steps, small.train.steps);
       EXPECT_EQ(budget.step_tokens, small.train.batch * small.train.block);
     }
   }
   const fs::path rmoe = configs() / "enwik8_medium_rmoe.toml";
-  EXPECT_NE(to_toml(load_config<RunConfig>(rmoe, scale_flags(Scale::kCpu, rmoe))).find("width = 32"), std::string::npos);
+  EXPECT_NE(to_toml(load_config<RunConfig>(rmoe, scale_flags(Scale::kCpu, rmoe))).find("width = 32"),
+            std::string::npos);
 }
 
 compare::Run run_of(int64_t seed, double test) {
@@ -135,10 +151,27 @@ TEST(Result, AnalyzedRunsShowTheirBalance) {
   entry.unit = "bits per character";
   RowResult row = row_of("A", "", {}, {1.5, 1.6});
   row.row.paper.inner = 34.68;
-  row.inner = {2.0, 4.0};
-  row.outer = {0.5, 0.7};
+  row.analyzed = {{.inner = 2.0, .outer = 0.5}, {.inner = 4.0, .outer = 0.7}};
+  entry.look = Look::kBalance;
   const std::string text = to_text(make_result(entry, "cpu", {row}));
-  for (const char* part : {"34.680", "3.0000 ± 1.4142", "0.6000"}) EXPECT_NE(text.find(part), std::string::npos) << text;
+  for (const char* part : {"34.680", "3.0000 ± 1.4142", "0.6000"})
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+}
+
+TEST(Result, AnalyzedRunsShowTheirGradients) {
+  Entry entry;
+  entry.name = "table11";
+  entry.unit = "bits per character";
+  entry.look = Look::kGradients;
+  RowResult row = row_of("A", "", {}, {1.5, 1.6});
+  row.analyzed = {{.gradient = 0.5, .lm_gradient = 0.3, .balance_gradient = 0.01, .dropped = 0.10},
+                  {.gradient = 0.7, .lm_gradient = 0.4, .balance_gradient = 0.03, .dropped = 0.14}};
+  const Result result = make_result(entry, "cpu", {row});
+  const std::string text = to_text(result);
+  for (const char* part : {"0.6000", "0.3500", "0.0200", "0.1200", "1.5500"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  }
+  EXPECT_EQ(to_json(result).at("rows").at(0).at("analyzed").at(1).at("drop_ratio"), 0.14);
 }
 
 // A stand-in for the program: a shell script that gets the words of the command line.
