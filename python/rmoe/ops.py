@@ -16,8 +16,8 @@ import torch
 
 from rmoe import plain
 
-__all__ = ["add_layer_norm", "add_rms_norm", "added_gate", "causal_attention", "experts", "gate", "gru_cell",
-           "layer_norm", "linear", "linear_cross_entropy", "recurrent_stage", "rms_norm", "rotate", "span_attention"]
+__all__ = ["add_layer_norm", "add_rms_norm", "added_gate", "causal_attention", "experts", "gate", "layer_norm", "linear",
+           "linear_cross_entropy", "recurrent_stage", "rms_norm", "rotate", "span_attention"]
 
 
 def _has_ops():
@@ -32,18 +32,6 @@ def linear(x, w, b=None):
     Source: torch.nn.functional.linear.
     """
     return torch.ops.rmoe.linear(x, w, b) if _has_ops() else plain.linear(x, w, b)
-
-
-def gru_cell(x, state, w_ih, w_hh, b_ih, b_hh):
-    """One step over the layers, h_i = GRU(x'_i, h_{i-1}).
-
-    x [T, I]; state [T, P], or None for zero; w_ih [3P, I], w_hh [3P, P], biases [3P], gates in the order reset, update,
-    candidate; all of one float dtype. Returns h_i [T, P]. Autocast: fp32.
-    Source: paper, section 3 (W_s, U_s and so on); the equations of torch.nn.GRUCell.
-    """
-    if not _has_ops():
-        return plain.gru_cell(x, state, w_ih, w_hh, b_ih, b_hh)
-    return torch.ops.rmoe.gru_cell(x, state, w_ih, w_hh, b_ih, b_hh)
 
 
 def recurrent_stage(cell, x, state, cell_state, projection, w_ih, w_hh, b_ih, b_hh):

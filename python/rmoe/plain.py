@@ -23,7 +23,7 @@ def linear(x, w, b=None):
     return F.linear(x, w.to(x.dtype), None if b is None else b.to(x.dtype))
 
 
-def gru_cell(x, state, w_ih, w_hh, b_ih, b_hh):
+def _gru_cell(x, state, w_ih, w_hh, b_ih, b_hh):
     state = x.new_zeros(x.shape[0], w_hh.shape[1]) if state is None else state
     (ir, iz, inn), (hr, hz, hn) = F.linear(x, w_ih, b_ih).chunk(3, 1), F.linear(state, w_hh, b_hh).chunk(3, 1)
     r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
@@ -37,7 +37,7 @@ def recurrent_stage(cell, x, state, cell_state, projection, w_ih, w_hh, b_ih, b_
     if projection is not None:
         x = F.linear(x, projection)
     if cell == "gru":
-        return gru_cell(x, state, w_ih, w_hh, b_ih, b_hh), x.new_empty(0)
+        return _gru_cell(x, state, w_ih, w_hh, b_ih, b_hh), x.new_empty(0)
     gates = F.linear(x, w_ih, b_ih) + (b_hh if state is None else F.linear(state, w_hh, b_hh))
     if cell == "rnn":
         return torch.tanh(gates), x.new_empty(0)

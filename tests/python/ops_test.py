@@ -48,8 +48,6 @@ def cases(dtype, T=5):
     cos_sin = lambda: angles(T, 4, wide(dtype))  # noqa: E731
     yield "linear", R.linear, (r(T, 6), r(3, 6), r(3)), plain.linear
     yield "linear_no_bias_3d", R.linear, (r(2, T, 6), r(3, 6), None), plain.linear
-    yield "gru_cell", R.gru_cell, (r(T, 4), r(T, 3), r(9, 4), r(9, 3), r(9), r(9)), plain.gru_cell
-    yield "gru_cell_zero_state", R.gru_cell, (r(T, 4), None, r(9, 4), r(9, 3), r(9), r(9)), plain.gru_cell
     for cell in ("gru", "rnn", "lstm"):
         for state in (True, False):
             yield f"stage_{cell}_{state}", R.recurrent_stage, stage(dtype, cell, T, state=state), plain.recurrent_stage

@@ -26,8 +26,6 @@ const std::map<std::string, Rule>& rules() {
   static const std::map<std::string, Rule> table = {
       {"linear", {Policy::kNarrow, {"x"}}},
       {"linear_backward", {Policy::kAsIs, {}}},
-      {"gru_cell", {Policy::kFp32, {"x", "state", "w_ih", "w_hh", "b_ih", "b_hh"}}},
-      {"gru_cell_backward", {Policy::kAsIs, {}}},
       {"recurrent_stage", {Policy::kAsIs, {}}},
       {"recurrent_stage_backward", {Policy::kAsIs, {}}},
       {"gate", {Policy::kAsIs, {}}},

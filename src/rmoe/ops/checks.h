@@ -16,8 +16,6 @@ namespace rmoe::check {
 using OptionalTensor = std::optional<Tensor>;
 
 void linear(const Tensor& x, const Tensor& w, const OptionalTensor& b);
-void gru_cell(const Tensor& x, const OptionalTensor& state, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
-              const Tensor& b_hh);
 void recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h, const OptionalTensor& c,
                      const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                      const Tensor& b_hh);

@@ -36,18 +36,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor&, const Tensor& 
   return {like_if(needed[0], x), like_if(needed[1], w), needed[2] ? like_if(b) : Tensor()};
 }
 
-Tensor gru_cell(const Tensor& x, const OptionalTensor& state, const Tensor& w_ih, const Tensor& w_hh,
-                const Tensor& b_ih, const Tensor& b_hh) {
-  check::gru_cell(x, state, w_ih, w_hh, b_ih, b_hh);
-  return empty({x.sym_size(0), w_hh.sym_size(1)}, x);
-}
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad, const Tensor& x,
-                                                                             const OptionalTensor&, const Tensor& w_ih,
-                                                                             const Tensor& w_hh, const Tensor& b_ih,
-                                                                             const Tensor& b_hh) {
-  return {like(x), like(grad), like(w_ih), like(w_hh), like(b_ih), like(b_hh)};
-}
-
 std::tuple<Tensor, Tensor> recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h,
                                            const OptionalTensor& c, const OptionalTensor& projection,
                                            const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
@@ -175,8 +163,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_gradient
 TORCH_LIBRARY_IMPL(rmoe, Meta, m) {
   m.impl("linear", &linear);
   m.impl("linear_backward", &linear_backward);
-  m.impl("gru_cell", &gru_cell);
-  m.impl("gru_cell_backward", &gru_cell_backward);
   m.impl("recurrent_stage", &recurrent_stage);
   m.impl("recurrent_stage_backward", &recurrent_stage_backward);
   m.impl("gate", &gate);

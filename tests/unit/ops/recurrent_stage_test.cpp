@@ -101,6 +101,49 @@ std::vector<Case> cases() {
   return all;
 }
 
+// The equations of the reference, section 1.2, one scalar at a time.
+Tensor gru_by_scalars(const std::vector<Tensor>& in) {
+  const int64_t T = in[0].size(0), I = in[0].size(1), P = in[5].size(1);
+  Tensor out = at::empty({T, P}, at::kDouble);
+  const auto x = in[0].accessor<double, 2>(), h = in[1].accessor<double, 2>();
+  const auto wi = in[4].accessor<double, 2>(), wh = in[5].accessor<double, 2>();
+  const auto bi = in[6].accessor<double, 1>(), bh = in[7].accessor<double, 1>();
+  auto y = out.accessor<double, 2>();
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t p = 0; p < P; ++p) {
+      double input[3], hidden[3];
+      for (int64_t gate = 0; gate < 3; ++gate) {
+        const int64_t row = gate * P + p;
+        input[gate] = bi[row];
+        hidden[gate] = bh[row];
+        for (int64_t i = 0; i < I; ++i) input[gate] += wi[row][i] * x[t][i];
+        for (int64_t i = 0; i < P; ++i) hidden[gate] += wh[row][i] * h[t][i];
+      }
+      const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+      const double r = sigmoid(input[0] + hidden[0]), z = sigmoid(input[1] + hidden[1]);
+      const double n = std::tanh(input[2] + r * hidden[2]);
+      y[t][p] = (1 - z) * n + z * h[t][p];
+    }
+  }
+  return out;
+}
+
+TEST(RecurrentStage, TheGruIsTheEquationsScalarByScalar) {
+  for (const int64_t P : {1, 7, 16, 17}) {
+    for (const bool state : {true, false}) {
+      std::vector<Tensor> in = inputs({.cell = "gru", .T = 5, .D = 3, .P = P, .project = false});
+      for (Tensor& one : in) {
+        if (one.defined()) one = one.to(at::kDouble);
+      }
+      if (!state) in[1].zero_();
+      const Tensor h = recurrent_stage("gru", in[0], {.h_TP = state ? in[1] : Tensor()},
+                                       {.ih = in[4], .hh = in[5], .b_ih = in[6], .b_hh = in[7]})
+                           .h_TP;
+      EXPECT_LT((h - gru_by_scalars(in)).abs().max().item<double>(), 1e-14) << "P = " << P;
+    }
+  }
+}
+
 TEST(RecurrentStage, IsAsAccurateAsTheReferenceWithEveryInstructionSet) {
   const char* names[] = {"h", "c", "d_x", "d_h", "d_c", "d_projection", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh"};
   for (const Case& c : cases()) {

@@ -1,7 +1,6 @@
 #include "rmoe/ops/reference/recurrent_stage.h"
 
 #include "rmoe/ops/affine.h"
-#include "rmoe/ops/reference/gru_cell.h"
 
 namespace rmoe::reference {
 namespace {
@@ -28,6 +27,20 @@ struct Precise {
   }
 };
 
+struct GruGates {
+  Tensor r, z, n;   // [T, P]
+  Tensor hidden_n;  // U_n h + b: what the reset gate multiplies
+  explicit GruGates(const Precise& p) {
+    const auto in = at::linear(p.input, p.w_ih, p.b_ih).chunk(3, 1);
+    const Tensor hidden = p.h ? at::linear(*p.h, p.w_hh, p.b_hh) : p.b_hh.expand({p.x.size(0), p.b_hh.size(0)});
+    const auto of_h = hidden.chunk(3, 1);
+    r = (in[0] + of_h[0]).sigmoid_();
+    z = (in[1] + of_h[1]).sigmoid_();
+    hidden_n = of_h[2];
+    n = at::addcmul(in[2], r, hidden_n).tanh_();
+  }
+};
+
 struct LstmGates {
   Tensor i, f, g, o, c;  // c: the new one
   explicit LstmGates(const Precise& p) {
@@ -48,7 +61,10 @@ std::tuple<Tensor, Tensor> recurrent_stage(std::string_view cell, const Tensor& 
                                            const Tensor& b_hh) {
   const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   const Tensor none = at::empty({0}, p.x.options());
-  if (cell == "gru") return {gru_cell(p.input, p.h, p.w_ih, p.w_hh, p.b_ih, p.b_hh), none};
+  if (cell == "gru") {
+    const GruGates v(p);
+    return {p.h ? at::lerp(v.n, *p.h, v.z) : v.n - v.z * v.n, none};  // (1 - z) n + z h
+  }
   if (cell == "rnn") return {p.gates().tanh(), none};
   const LstmGates v(p);
   return {v.o * v.c.tanh(), v.c};
@@ -62,13 +78,17 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
   const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   // A new one for each result: results of an op share no memory.
   const auto none = [&] { return at::empty({0}, p.x.options()); };
-  Tensor d_input, d_h, d_c, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
+  Tensor d_gates, d_hidden, d_h, d_c;  // d_hidden: of what the state adds to the gates
   if (cell == "gru") {
-    const Tensor grad = grad_h ? *grad_h : at::zeros({x.size(0), w_hh.size(1)}, p.x.options());
-    std::tie(d_input, d_h, d_w_ih, d_w_hh, d_b_ih, d_b_hh) =
-        gru_cell_backward(grad, p.input, p.h, p.w_ih, p.w_hh, p.b_ih, p.b_hh);
+    const GruGates v(p);
+    const Tensor grad = or_zeros(grad_h, v.n);
+    const Tensor d_n = grad * (1 - v.z) * (1 - v.n * v.n);  // before the tanh
+    const Tensor d_z = grad * (p.h ? *p.h - v.n : -v.n) * v.z * (1 - v.z);
+    const Tensor d_r = d_n * v.hidden_n * v.r * (1 - v.r);
+    d_gates = at::cat({d_r, d_z, d_n}, 1);
+    d_hidden = at::cat({d_r, d_z, d_n * v.r}, 1);
+    if (p.h) d_h = at::addmm(grad * v.z, d_hidden, p.w_hh);
   } else {
-    Tensor d_gates;
     if (cell == "rnn") {
       const Tensor after = p.gates().tanh();
       d_gates = or_zeros(grad_h, after) * (1 - after * after);
@@ -81,13 +101,12 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
                          grad * bent * v.o * (1 - v.o)}, 1);
       if (p.c) d_c = d_cell * v.f;
     }
-    d_input = d_gates.mm(p.w_ih);
-    d_h = d_gates.mm(p.w_hh);
-    d_w_ih = d_gates.t().mm(p.input);
-    d_w_hh = p.h ? d_gates.t().mm(*p.h) : at::zeros(p.w_hh.sizes(), p.w_hh.options());
-    d_b_ih = d_gates.sum(0);
-    d_b_hh = d_b_ih.clone();
+    d_hidden = d_gates;
+    if (p.h) d_h = d_hidden.mm(p.w_hh);
   }
+  const Tensor d_input = d_gates.mm(p.w_ih), d_w_ih = d_gates.t().mm(p.input);
+  const Tensor d_w_hh = p.h ? d_hidden.t().mm(*p.h) : at::zeros(p.w_hh.sizes(), p.w_hh.options());
+  const Tensor d_b_ih = d_gates.sum(0), d_b_hh = d_hidden.sum(0);
   const Tensor d_x = p.projection ? d_input.mm(*p.projection) : d_input;
   return {d_x.to(x.scalar_type()),
           p.h ? d_h.to(h->scalar_type()) : none(),
