@@ -8,6 +8,9 @@
 
 namespace rmoe::kernels {
 
+// At most so many rows are multiplied without packing the weights, which are read once.
+constexpr int64_t kFewRows = 4;
+
 template <class T>
 struct LinearKernels {
   // x [M, K], w [N, K], b [N] or null -> y [M, N].

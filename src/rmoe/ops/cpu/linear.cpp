@@ -7,11 +7,12 @@
 namespace rmoe::cpu {
 namespace {
 
-// The kernels for x's dtype, where there are some that read such weights.
+// The kernels for x's dtype, where there are some that read such weights and no library is faster.
 template <class T>
 const kernels::LinearKernels<T>* kernels_for(const Tensor& x, const Tensor& w) {
   if (x.scalar_type() != kTypeOf<T> || !readable<T>(w)) return nullptr;
-  if (std::is_same_v<T, float> && kernels::library_has_fast_fp32()) return nullptr;
+  const bool few = x.numel() <= kernels::kFewRows * w.size(1);
+  if (std::is_same_v<T, float> && !few && kernels::library_has_fast_fp32()) return nullptr;
   return kernels::linear_kernels<T>();
 }
 

@@ -65,7 +65,6 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
 }
 
 // At most kFewRows rows: R.
-constexpr int64_t kFewRows = 4;
 template <int64_t R, class W>
 void few_rows(T* y, const T* x, const W* w, const float* b, int64_t N, int64_t K) {
   constexpr int64_t kPiece = 64;
