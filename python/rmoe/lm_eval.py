@@ -27,7 +27,7 @@ class RmoeLM(TemplateLM):
         if unknown:
             raise ValueError(f"rmoe: unknown model_args {', '.join(sorted(unknown))}; expected path, checkpoint, dtype,"
                              " batch_size, max_length, max_gen_toks")
-        if device not in (None, "cpu"):
+        if device not in (None, "cpu", "cuda:0"):  # lm_eval's command passes cuda:0 where nobody named a device
             raise ValueError(f"rmoe: device is {device!r}, expected cpu")
         self.model = Model(path, checkpoint, dtype)
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)

@@ -40,8 +40,12 @@ class Model:
         return self._model.start_ids()
 
     def logits(self, tokens, valid=None):
-        """tokens int64 [B, S], each row a text of its own; valid bool [B, S], False behind a row's end. Returns the
-        next token's logits at each position, fp32 [B, S, V], without gradients."""
+        """tokens int64 [B, S], each row a text of its own; valid bool [B, S], False behind a row's end. One text may be
+        [S], or the list that encode() returns. Returns the next token's logits at each position, fp32 [B, S, V] or
+        [S, V], without gradients."""
+        tokens = torch.as_tensor(tokens)
+        if tokens.dim() == 1 and valid is None:
+            return self._model.logits(tokens.unsqueeze(0), None).squeeze(0)
         return self._model.logits(tokens, valid)
 
     def generate(self, prompt, max_new=200, temperature=1.0, top_k=0, top_p=1.0, seed=1, stops=()):

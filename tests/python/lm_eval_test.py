@@ -123,6 +123,17 @@ class LmEval(unittest.TestCase):
         for a, b in zip(*(m.loglikelihood(self.instances("loglikelihood", pairs)) for m in (self.ours, single))):
             self.assertAlmostEqual(a[0], b[0], delta=1e-4)
 
+    def test_the_device(self):
+        import rmoe.lm_eval
+        rmoe.lm_eval.RmoeLM(path=str(self.run_folder), device="cuda:0")  # the command's default
+        with self.assertRaisesRegex(ValueError, "device is 'cuda:1', expected cpu"):
+            rmoe.lm_eval.RmoeLM(path=str(self.run_folder), device="cuda:1")
+
+    def test_the_logits_of_one_text(self):
+        model = self.ours.model
+        ids = model.encode("He looked up")
+        self.assertTrue(torch.equal(model.logits(ids), model.logits(torch.tensor([ids]))[0]))
+
     def test_rolling(self):
         texts = [("A short text.",), ("A text of many windows. " * 20,)]
         ours, theirs = (m.loglikelihood_rolling(self.instances("loglikelihood_rolling", texts))

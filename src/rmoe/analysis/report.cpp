@@ -221,8 +221,8 @@ class Builder {
   void balance() {
     Section& s = section(
         "balance", "Inner and outer balance",
-        "Inner balance is the largest gate score over the second largest: near 1 the two best experts work together, far "
-        "above it one does all the work. Outer balance is the sum of the K largest scores: near 1 the router has made "
+        "Inner balance is the largest gate score over the second largest, on a logarithmic axis: near 1 (0 in the plot) "
+        "the two best experts work together, far above it one does all the work. Outer balance is the sum of the K largest scores: near 1 the router has made "
         "up its mind, near K / N it sees no difference between the experts.",
         "Table 8 of the paper, medians, inner / outer: SMoE 34.68 / 0.915, HyperMoE 34.60 / 0.920, CosineMoE 7.611 / "
         "0.794, XMoE 19.93 / 0.861, RandomMoE 2.000 / 0.414, RMoE 2.021 / 0.573; without passing the state on 16.58 / "
@@ -443,9 +443,9 @@ class Builder {
     Section& s = section(
         "paths", "Paths through the layers",
         "How well a token's first expert in one layer foretells its first expert in the next: the share of tokens for "
-        "which the commonest successor is right, and the information in nats. A model whose layers decide "
-        "independently stays at what guessing the commonest expert gives, and at 0 nats; overlap is the share of a "
-        "token's experts whose numbers it has in the next layer too, which chance alone brings to K / N.",
+        "which the commonest successor is right, above the share that guessing the commonest expert gives; the "
+        "information in nats; and the share of a token's experts whose numbers it has in the next layer too, above what "
+        "the loads alone would bring. All three are 0 for layers that decide independently.",
         "Not in the paper.");
     Csv csv("run,from_layer,information,entropy,accuracy,guess,overlap,chance");
     for (const Json& run : runs_) {
@@ -457,12 +457,22 @@ class Builder {
       }
     }
     s.csv = csv.text();
-    for (const auto& [key, label] : {std::pair{"accuracy", "share of tokens foretold"},
-                                     {"information", "information (nats)"},
-                                     {"overlap", "overlap with the next layer"}}) {
-      add(s, str("paths_", key), lines(label, "from MoE layer", label, [key = key](const Json& run) {
-            return over_layers(member(at(run, {"paths", "links"}), key));
-          }));
+    struct Curve {
+      const char *key, *baseline, *label;
+    };
+    for (const auto& [key, baseline, label] : {Curve{"accuracy", "guess", "share foretold, above guessing"},
+                                               Curve{"information", nullptr, "information (nats)"},
+                                               Curve{"overlap", "chance", "overlap, above chance"}}) {
+      LinePlot plot = lines(label, "from MoE layer", label, [key = key, baseline = baseline](const Json& run) {
+        const Json& links = at(run, {"paths", "links"});
+        std::vector<double> values = member(links, key);
+        if (!baseline) return over_layers(values);
+        const std::vector<double> base = member(links, baseline);
+        for (size_t l = 0; l < values.size(); ++l) values[l] -= base[l];
+        return over_layers(values);
+      });
+      plot.zero_line = true;
+      add(s, str("paths_", key), plot);
     }
   }
 
@@ -580,7 +590,7 @@ std::string summary_table(const Json& runs) {
   text_row("stage, router", [](const Json& run) {
     return run.at("stage").get<std::string>() + ", " + run.at("router").get<std::string>();
   });
-  text_row("checkpoint", [](const Json& run) { return str("step ", run.at("step").get<int64_t>()); });
+  text_row("checkpoint", steps_text);
   for (const Row& row : rows) {
     text_row(row.label, [&](const Json& run) { return shown(at(run, row.path), row.decimals); });
   }
@@ -590,6 +600,11 @@ std::string summary_table(const Json& runs) {
 }  // namespace
 
 std::vector<Section> sections(const Json& analysis) { return Builder(analysis).sections(); }
+
+std::string steps_text(const Json& run) {
+  const auto first = run.at("first_step").get<int64_t>(), last = run.at("step").get<int64_t>();
+  return first == last ? str("step ", last) : str("steps ", first, " to ", last);
+}
 
 std::string report_html(const Json& analysis, const std::string& command) {
   const Json& runs = analysis.at("runs");

@@ -31,6 +31,9 @@ std::vector<Section> sections(const Json& analysis);
 // The page: no network, no JavaScript, wide and narrow, light and dark. `command` is shown, not run.
 std::string report_html(const Json& analysis, const std::string& command);
 
+// "step 7" for a checkpoint, "steps 0 to 6" for a trace of training. `run` is an element of analysis.json's `runs`.
+std::string steps_text(const Json& run);
+
 // Writes analysis.json, csv/ID.csv, plots/FILE.svg and .png, and report.html into the folder, which is made where it is
 // missing. Error(kIo) for what cannot be written, and without gnuplot.
 void write_analysis(const Json& analysis, const std::filesystem::path& folder, const std::string& command);

@@ -42,6 +42,9 @@ std::string command_line(const Options& options, const std::string& folder) {
   if (options.command.split != "valid") add("--split", options.command.split);
   if (options.command.checkpoint != "newest") add("--checkpoint", options.command.checkpoint);
   if (options.command.tokens > 0) add("--tokens", std::to_string(options.command.tokens));
+  if (options.command.gradient_batches != analysis::AnalyzeCommand{}.gradient_batches)
+    add("--gradient-batches", std::to_string(options.command.gradient_batches));
+  if (!options.dtype.empty()) add("--dtype", options.dtype);
   add("--out", folder);
   return line;
 }
@@ -62,7 +65,7 @@ void print(const Json& result, const std::string& folder) {
   };
   for (const Json& run : result.at("runs")) {
     const Json inner = member(run, "balance", "inner"), outer = member(run, "balance", "outer");
-    out << run.at("path").get<std::string>() << ", step " << run.at("step") << ", " << run.at("tokens") << " tokens\n";
+    out << run.at("path").get<std::string>() << ", " << analysis::steps_text(run) << ", " << run.at("tokens") << " tokens\n";
     const auto row = [&](const char* name, const std::string& text) {
       out << "  " << std::left << std::setw(28) << name << text << "\n";
     };

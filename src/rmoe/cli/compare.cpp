@@ -1,4 +1,5 @@
 // rmoe compare: runs side by side, grouped by configuration and paired by seed; as a table and as a report.
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -27,19 +28,23 @@ struct Options {
   bool anyway = false;
 };
 
-// The command line again, for the report's reader.
-std::string command_line(const Options& options) {
+// What compares the runs after they were trained again, for the report's reader.
+std::string command_line(const compare::Comparison& comparison, const Options& options) {
   std::string line = "rmoe compare";
-  for (const std::string& run : options.runs) line += " " + compare::shell_word(run);
+  for (const compare::Group& group : comparison.groups) {
+    for (const compare::Run& run : group.runs) line += " " + compare::shell_word(run.path + compare::kAgain);
+  }
   if (!options.metric.empty()) line += " --metric " + options.metric;
   if (options.margin != Options{}.margin) line += str(" --margin ", options.margin);
   if (options.anyway) line += " --anyway";
-  return line + " --report " + compare::shell_word(options.report);
+  const std::filesystem::path report = options.report;
+  const std::string again = report.stem().string() + compare::kAgain + report.extension().string();
+  return line + " --report " + compare::shell_word((report.parent_path() / again).string());
 }
 
 void write_report(const compare::Comparison& comparison, const Options& options) {
   if (options.report.empty()) return;
-  write_file_atomic(options.report, compare::report_html(comparison, command_line(options)));
+  write_file_atomic(options.report, compare::report_html(comparison, command_line(comparison, options)));
   log_info("report: ", options.report);
 }
 

@@ -228,6 +228,7 @@ void run(const Options& options, Globals& globals) {
   const auto done = std::count_if(jobs.begin(), jobs.end(), is_done);
   if (done < std::ssize(jobs) || options.plan) {
     fs::create_directories(options.folder() / "logs");
+    log_info("reproduce: measuring some steps of every model, for the estimate");
     const double seconds = estimate(options, jobs);
     const std::string announcement =
         str("reproduce: ", jobs.size(), " runs of ", jobs.front().steps, " steps in ", options.folder().string(), ", ",
@@ -275,7 +276,7 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--format", options->format, "text or markdown")
       ->check(CLI::IsMember({"text", "markdown"}))
       ->capture_default_str();
-  app.add_flag("--plan", options->plan, "only say how many runs and hours it takes");
+  app.add_flag("--plan", options->plan, "only say how many runs and hours it takes, by measuring some steps of every model");
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     if (options->list) return print_list(globals.json);

@@ -399,7 +399,7 @@ class Page {
     put("<details", c_.groups.size() > 3 ? "" : " open", "><summary>Commands</summary>\n<pre class=\"box\">");
     for (const Group& group : c_.groups) {
       for (const Run& run : group.runs) {
-        std::string again = shell_word(run.path + "-again");
+        std::string again = shell_word(run.path + kAgain);
         put(escape_html(str("rmoe train ", shell_word(run.path + "/config.toml"), " --out ", again, "\n")));
         for (const auto& evaluation : {run.valid, run.test}) {
           if (evaluation)

@@ -132,6 +132,10 @@ Run read_run(const std::string& given) {
         holds_runs(folder) ? str("it holds run folders: `rmoe compare ", path, "/*/` takes all of them") : kHelp);
   }
   std::string finish = str("`rmoe train ", path, "/config.toml --out ", path, " --resume must` goes on with it");
+  if (!has_summary && !fs::exists(folder / "metrics.jsonl")) {
+    throw Error(Exit::kBadInput, str("compare: ", path, " holds weights that were not trained here"),
+                str("`rmoe train --init ", path, " --out RUN` trains on from them, and RUN can be compared"));
+  }
   if (!has_summary) {
     throw Error(Exit::kBadInput, str("compare: ", path, " is unfinished: it has no summary.json yet"), finish);
   }

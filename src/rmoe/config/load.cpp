@@ -29,8 +29,9 @@ RunConfig load_run_config(const std::filesystem::path& file, const std::vector<s
     const bool goes_on = !out.empty() && std::filesystem::exists(out / "checkpoints");
     if (!std::filesystem::exists(start) && goes_on) start = out / "config.toml";
     if (!std::filesystem::exists(start)) {
-      throw Error(Exit::kBadInput, str(run, ": not a run folder: it has no config.toml"),
-                  "train.init names what `rmoe train`, `import`, `upcycle` or `retrofit` made");
+      constexpr const char* kHelp = "train.init names what `rmoe train`, `import`, `upcycle` or `retrofit` made";
+      if (!std::filesystem::exists(run)) throw Error(Exit::kIo, str(run, ": no such run folder"), kHelp);
+      throw Error(Exit::kBadInput, str(run, ": not a run folder: it has no config.toml"), kHelp);
     }
     Node base = parse_toml_file(start);
     if (auto* sections = std::get_if<Node::Table>(&base.value)) {

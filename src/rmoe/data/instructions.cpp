@@ -18,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kLongestLine = size_t{1} << 26;
+constexpr int64_t kLongestList = int64_t{1} << 30;
 constexpr int64_t kIgnored = -100;  // the target of what is no answer
 // Lengths of batches are multiples of this (as far as the block allows): few different shapes.
 constexpr int64_t kLengthStep = 16;
@@ -144,49 +145,57 @@ Instruction cut_to(Instruction sample, int64_t most) {
   return sample;
 }
 
-// Calls take(line, "file:line") for every line that is not blank.
+// Of a text of one line, the parser's "file:line:1:column: " is "file:line:column: ".
+Json parsed_line(std::string_view text, const std::string& where) {
+  try {
+    return parse_json(text, where);
+  } catch (const Error& error) {
+    std::string message = error.message();
+    if (message.starts_with(where + ":1:")) message.erase(where.size(), 2);
+    throw Error(error.code(), message, error.help());
+  }
+}
+
+// Calls take(sample, place) for every line that is not blank, place being "file:line", or for every item of a JSON list,
+// place being "file: sample n".
 template <class Take>
-void for_each_line(const fs::path& path, Take&& take) {
+void for_each_sample(const fs::path& path, Take&& take) {
   FileReader reader(path);
   std::vector<char> buffer(size_t{1} << 18);
   bool any = false;
   while (reader.next()) {
     any = true;
     int64_t number = 0;
-    std::string held;
+    bool begun = false, is_list = false;
+    std::string held;  // read and not taken: the beginning of a line, or all of a list
     const auto line = [&](std::string_view text) {
-      ++number;
-      if (!is_blank(text)) take(text, str(reader.name(), ":", number));
+      const std::string where = str(reader.name(), ":", ++number);
+      if (!is_blank(text)) take(parsed_line(text, where), where);
     };
     while (const int64_t count = reader.read(buffer)) {
-      std::string_view chunk(buffer.data(), static_cast<size_t>(count));
-      for (size_t end; (end = chunk.find('\n')) != chunk.npos; chunk.remove_prefix(end + 1)) {
-        held.append(chunk.substr(0, end));
-        line(held);
-        held.clear();
+      held.append(buffer.data(), static_cast<size_t>(count));
+      if (!begun) {
+        const size_t start = held.find_first_not_of(" \t\r\n");
+        begun = start != held.npos;
+        is_list = begun && held[start] == '[';
       }
-      held.append(chunk);
+      if (!begun || is_list) continue;
+      size_t from = 0;
+      for (size_t end; (end = held.find('\n', from)) != held.npos; from = end + 1) {
+        line(std::string_view(held).substr(from, end - from));
+      }
+      held.erase(0, from);
       RMOE_CHECK(held.size() <= kLongestLine, reader.name(), ":", number + 1, ": a line of more than ",
                  human_bytes(static_cast<int64_t>(kLongestLine)));
     }
-    line(held);
+    if (!is_list) {
+      line(held);
+      continue;
+    }
+    const Json samples = parse_json(held, reader.name(), {.bytes = kLongestList});
+    for (size_t i = 0; i < samples.size(); ++i) take(samples[i], str(reader.name(), ": sample ", i + 1));
   }
   RMOE_CHECK(any, path.string(), ": has no file in it");
-}
-
-Json parsed(std::string_view text, const std::string& where) {
-  try {
-    return parse_json(text, where);
-  } catch (const Error& error) {
-    if (!text.starts_with('[')) {
-      // Of a text of one line, the parser's "file:line:1:column: " is "file:line:column: ".
-      std::string message = error.message();
-      if (message.starts_with(where + ":1:")) message.erase(where.size(), 2);
-      throw Error(error.code(), message, error.help());
-    }
-    throw Error(error.code(), str(where, ": a list over several lines, expected one object a line"),
-                "`jq -c '.[]' FILE` writes a list so");
-  }
 }
 
 // Best fit: a sample goes to the row that it fills most, in the order of `order`.
@@ -239,8 +248,8 @@ InstructionSet read_instructions(const fs::path& path, const Tokenizer& tokenize
   InstructionSet set;
   set.path = path;
   const Encoding encode(tokenizer, config);
-  for_each_line(path, [&](std::string_view text, const std::string& where) {
-    const auto messages = messages_of(parsed(text, where), config, where);
+  for_each_sample(path, [&](const Json& given, const std::string& where) {
+    const auto messages = messages_of(given, config, where);
     Instruction sample;
     try {
       sample = encode(messages);

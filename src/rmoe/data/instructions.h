@@ -1,7 +1,7 @@
-// Instruction data: jsonl files of questions with answers, one sample a line, as token ids with the answers marked. The
-// loss is on the answers alone.
+// Instruction data: files of questions with answers, one sample a line (jsonl) or all in one JSON list, as token ids with
+// the answers marked. The loss is on the answers alone.
 //
-// A line is an object with the fields of Alpaca,
+// A sample is an object with the fields of Alpaca,
 //   {"instruction": "...", "input": "...", "output": "..."}        "input" may be left out or empty
 // or a conversation,
 //   {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}    "system" at the front only
@@ -46,7 +46,7 @@ struct InstructionSet {
 };
 
 // Reads a file, packed or not (file_reader.h). A sample of more than block + 1 ids is handled by config.too_long.
-// Errors are kBadInput in one line that begins with "file:line: ": no JSON object, a field that is missing or no
+// Errors are kBadInput in one line that begins with "file:line: ", in a list with "file: sample n: ": no JSON object, a field that is missing or no
 // string, an unknown role, a system message behind others, text that the tokenizer cannot take; and a file that leaves
 // no sample.
 InstructionSet read_instructions(const std::filesystem::path& path, const Tokenizer& tokenizer,

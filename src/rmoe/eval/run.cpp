@@ -81,8 +81,9 @@ bool same_file(const fs::path& a, const fs::path& b) {
 SplitFile split_file(const LoadedRun& run, const std::string& data, const std::string& split) {
   const fs::path trained_on = run.config.data.path;
   if (data.empty()) {
-    RMOE_CHECK(!trained_on.empty(), run.dir.string(), ": was trained on ",
-               run.config.data.instruct.given() ? "instructions, not on text" : "nothing here",
+    RMOE_CHECK(!trained_on.empty(), run.dir.string(),
+               run.config.data.instruct.given() ? ": was trained on instructions, not on text"
+                                                : ": was made from other weights and has no text of its own",
                "; name the data with --data");
     if (!fs::is_directory(trained_on)) {
       throw Error(Exit::kIo, str(run.dir.string(), ": the data it was trained on is not there: ", trained_on.string()),

@@ -4,6 +4,7 @@
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
+#include "rmoe/base/log.h"
 #include "rmoe/data/hash.h"
 
 namespace rmoe {
@@ -45,7 +46,7 @@ io::TraceLayout trace_layout(const Model& model, const io::TraceFields& fields) 
   const routing::Combination& kind = model.routing().combination();
   io::TraceLayout layout;
   layout.layers = model.routing().layers();
-  RMOE_CHECK(layout.layers > 0, "trace: the model has no MoE layer");
+  RMOE_CHECK(layout.layers > 0, "trace: the model has no MoE layer, so no router's choice to record");
   RMOE_CHECK(!fields.states || kind.recurrent, "trace: states: stage '", kind.stage, "' keeps no state");
   layout.experts = model.routing().experts();
   layout.slots = kind.ranks && kind.fixed_k ? config.moe.top_k : layout.experts;
@@ -122,7 +123,10 @@ void TraceRecorder::add(const routing::RoutingTrace& trace, const Tensor& tokens
   writer_.append(records);
 }
 
-void TraceRecorder::finish() { writer_.finish(info_); }
+void TraceRecorder::finish() {
+  writer_.finish(info_);
+  log_info("trace: ", writer_.records(), " tokens through ", layout_.layers, " layers in ", writer_.path().string());
+}
 
 Replay::Replay(const std::string& file, const Model& model) : file_(io::TraceFile::open(file)) {
   const std::string what = file + ": trailer";

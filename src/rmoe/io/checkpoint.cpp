@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <system_error>
@@ -365,7 +366,7 @@ void CheckpointWriter::commit(const CommitHook& hook) {
   before("done");
 }
 
-RunLock::RunLock(const fs::path& run_dir) {
+RunLock::RunLock(const fs::path& run_dir) : run_dir_(run_dir), made_folder_(!fs::exists(run_dir)) {
   create_folder(run_dir);
   file_ = Descriptor::open(run_dir / ".lock", O_RDWR | O_CREAT | O_APPEND);
   if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -380,6 +381,15 @@ RunLock::RunLock(const fs::path& run_dir) {
   }
   file_.truncate(0);
   file_.append(str(::getpid(), "\n"));
+}
+
+RunLock::~RunLock() {
+  if (!made_folder_) return;
+  std::error_code failed;
+  const auto files = std::distance(fs::directory_iterator(run_dir_, failed), fs::directory_iterator());
+  if (failed || files != 1) return;
+  fs::remove(run_dir_ / ".lock", failed);
+  fs::remove(run_dir_, failed);
 }
 
 bool is_locked(const fs::path& run_dir) {

@@ -129,8 +129,14 @@ class RunLock {
  public:
   // Creates the folder where it is missing. Error(kBadInput) naming the folder and the process that holds it.
   explicit RunLock(const std::filesystem::path& run_dir);
+  // Removes the folder if the lock made it and nothing else was written there: a run that never began leaves no trace.
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
 
  private:
+  std::filesystem::path run_dir_;
+  bool made_folder_ = false;
   Descriptor file_;
 };
 

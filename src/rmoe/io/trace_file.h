@@ -74,6 +74,7 @@ class TraceWriter {
   // `info` goes into the trailer, with the layout beside it.
   void finish(Json info);
   int64_t records() const { return records_; }
+  const std::filesystem::path& path() const { return path_; }
 
  private:
   std::filesystem::path path_, temp_path_;

@@ -240,8 +240,10 @@ class Run {
   }
 
   void announce(bool resumed) const {
-    log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", stage ",
-             config_.model.moe.stage.kind(), ", router ", config_.model.moe.router.kind(), ", ", size_.params,
+    const MoeConfig& moe = config_.model.moe;
+    log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", ",
+             config_.model.moe_layers() == 0 ? "dense" : str("stage ", moe.stage.kind(), ", router ", moe.router.kind()),
+             ", ", size_.params,
              " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
              at::get_num_threads(), " threads, kernels for ", kernels::isa_name(kernels::cpu_isa()));
     if (const auto* answers = data_.answers()) {
@@ -338,9 +340,12 @@ class Run {
                               static_cast<long long>(config_.train.steps), 100 * share, duration_text(eta).c_str());
     const double loss = loss_weight_ > 0 ? loss_sum_ / loss_weight_ : 0;
     line += format(" | loss %.3f bpc %.3f", loss, bits(loss, characters_per_token_));
-    line += format(" | lr %.1e gnorm %.2f bal %.4f", learning_rate_, last_.gradient_norm, last_.balance);
-    line += format(" | imb %.2f dead %lld H %.2f", routing::load_imbalance(last_.routing.counts),
-                   static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
+    line += format(" | lr %.1e gnorm %.2f", learning_rate_, last_.gradient_norm);
+    if (config_.model.moe_layers() > 0) {
+      line += format(" bal %.4f | imb %.2f dead %lld H %.2f", last_.balance,
+                     routing::load_imbalance(last_.routing.counts),
+                     static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
+    }
     line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
                    human_bytes(memory_now_bytes()).c_str());
     return line;
@@ -591,8 +596,6 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume, const Tr
   const io::RunLock lock(out);
   io::remove_leftovers(out);
   const std::optional<io::Checkpoint> checkpoint = find_resume_point(out, resume, config);
-  write_file_atomic(out / "config.toml", to_toml(config));
-  data.tokenizer->save(out);
   if (checkpoint && is_finished(out, checkpoint->step, config)) {
     RMOE_CHECK(trace.file.empty(), out.string(), ": finished already, at step ", checkpoint->step,
                ": no step is left to record in ", trace.file);
@@ -600,14 +603,12 @@ TrainReport train(RunConfig config, const fs::path& out, Resume resume, const Tr
     return {.steps = checkpoint->step, .valid_bits = last_valid_bits(out), .finished = true};
   }
   Run run(config, out, std::move(data));
-  if (checkpoint) {
-    run.resume(*checkpoint);
-  } else if (!config.train.init.empty()) {
-    RMOE_ASSERT(start);
-    run.start_from(start->checkpoint);
-    hf::carry_on(config.train.init, out);
-  }
+  if (checkpoint) run.resume(*checkpoint);
+  if (!checkpoint && start) run.start_from(start->checkpoint);
   run.trace(trace);
+  write_file_atomic(out / "config.toml", to_toml(config));
+  run.data().tokenizer->save(out);
+  if (!checkpoint && start) hf::carry_on(config.train.init, out);
   return run.train();
 }
 

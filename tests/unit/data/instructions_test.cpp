@@ -105,7 +105,9 @@ TEST_F(ReadInstructions, BadLinesAreNamedByFileAndLine) {
             ":1: message 2 has the role system, which is for the first one only");
   EXPECT_TRUE(refusal(R"({"messages": [], "instruction": "a"})").starts_with(":1: has both"));
   EXPECT_TRUE(refusal(good + "{\"instruction\": ").starts_with(":2:17: syntax error"));
-  EXPECT_TRUE(refusal("[\n{}\n]\n").starts_with(":1: a list over several lines"));
+  EXPECT_TRUE(refusal("[\n" + good + ",\n{}\n]\n").starts_with(": sample 2: ")) << refusal("[\n" + good + ",\n{}]");
+  EXPECT_TRUE(refusal("\n [\n" + good + "," + good + "\n").starts_with(":5:"));
+  EXPECT_TRUE(refusal("[" + good + "]\n" + good).starts_with(":2:"));
   EXPECT_TRUE(refusal("3").starts_with(":1: expected an object"));
   EXPECT_TRUE(refusal("{\"instruction\": \"a\xff\", \"output\": \"b\"}").starts_with(":1:19: "));
   EXPECT_TRUE(refusal("").find("no sample is left") != std::string::npos);
@@ -119,6 +121,16 @@ TEST_F(ReadInstructions, TextThatTheTokenizerCannotTakeIsNamed) {
                       "\n"
                       R"({"instruction": "Z", "output": "a"})")
                   .starts_with(":2: "));
+}
+
+TEST_F(ReadInstructions, AListIsReadAsItsItemsAre) {
+  const std::string one = R"({"instruction": "a", "output": "b"})", two = R"({"instruction": "c", "output": "d"})";
+  const auto lines = read(one + "\n" + two + "\n");
+  for (const std::string& list : {"[" + one + "," + two + "]", "\n [\n  " + one + ",\n  " + two + "\n]\n"}) {
+    const auto set = read(list);
+    ASSERT_EQ(set.samples.size(), 2u);
+    for (size_t i = 0; i < 2; ++i) EXPECT_EQ(set.samples[i].ids, lines.samples[i].ids);
+  }
 }
 
 TEST_F(ReadInstructions, EmptyAnswersAreLeftOutAndCounted) {

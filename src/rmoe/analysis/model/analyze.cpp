@@ -160,6 +160,16 @@ void append(Json& to, const Json& members) {
 const Json kNoWeights = {{"expert_similarity", nullptr}, {"router_weights", nullptr}, {"gradients", nullptr},
                          {"state_gradient", nullptr}};
 
+// The step of a record. Records are in the order of their steps.
+int64_t step_of(const io::TraceFile& file, int64_t record) {
+  const std::vector<io::TraceLayout::Field> fields = file.layout().record();
+  const auto field = std::find_if(fields.begin(), fields.end(), [](const auto& f) { return f.name == "step"; });
+  RMOE_ASSERT(field != fields.end());
+  uint32_t step = 0;
+  std::memcpy(&step, file.record(record) + field->offset, sizeof step);
+  return step;
+}
+
 // A trace alone.
 Json analyze_trace(const std::string& path) {
   const io::TraceFile file = io::TraceFile::open(path);
@@ -172,7 +182,8 @@ Json analyze_trace(const std::string& path) {
   Json out = {{"name", fs::path(path).stem().string()},
               {"source", "trace"},
               {"path", path},
-              {"step", json_int(file.info(), "step", what)},
+              {"first_step", step_of(file, 0)},
+              {"step", step_of(file, file.records() - 1)},
               {"family", json_string(model, "family", what)},
               {"stage", json_string(model, "stage", what)},
               {"router", json_string(model, "router", what)},
@@ -353,12 +364,14 @@ Json finite(double value) { return std::isfinite(value) ? Json(value) : Json(); 
 Json analyze_run(const AnalyzeCommand& command, const std::string& path, const std::string& trace) {
   LoadedRun run = load_run(path, Which::parse(command.checkpoint));
   const ModelConfig& config = run.config.model;
+  RMOE_CHECK(config.moe_layers() > 0, path, ": has no MoE layer, so no router to look into");
   const Shape shape = shape_of(trace_layout(*run.model, {}), config.moe.top_k);
   const fs::path folder = fs::path(path).lexically_normal();
   const std::string base = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
   Json out = {{"name", base},
               {"source", trace.empty() ? "checkpoint" : "trace"},
               {"path", path},
+              {"first_step", run.step},
               {"step", run.step},
               {"family", enum_name(config.family)},
               {"stage", config.moe.stage.kind()},
