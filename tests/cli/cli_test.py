@@ -296,7 +296,7 @@ class FromWeightsThatAreThere(Case):
         self.succeeds(*tune, "--train.steps=4")
         self.succeeds("train", "goes-on/config.toml", "--train.steps=5", "--out", "goes-on")
         self.assertEqual(json.loads(read(self.path("goes-on/summary.json")))["steps"], 5)
-        self.fails(2, *tune[:-1], "elsewhere", says="start: not a run folder")
+        self.fails(4, *tune[:-1], "elsewhere", says="start: no such run folder")
 
     def test_what_has_two_gates_per_router_is_not_exported(self):
         result = self.fails(2, "export", "rmoe", "folder", says="rmoe: has two gates per router, model.moe.state_gate")
@@ -330,7 +330,7 @@ class FromWeightsThatAreThere(Case):
     def test_what_cannot_be_is_refused_in_a_line(self):
         tune = ["train", "--data.instruct.train=sft.jsonl", *self.TUNING, "--out", "never"]
         self.fails(2, *tune, "--init", "rmoe", "--train.freeze=['*.wieght']", says="'*.wieght' matches no tensor")
-        self.fails(2, *tune, "--init", "nothing", says="nothing: not a run folder")
+        self.fails(4, *tune, "--init", "nothing", says="nothing: no such run folder")
         self.fails(2, *tune, says="needs a tokenizer")
         self.fails(2, *tune, "--init", "rmoe", "--data.instruct.user=abc", says="{content}")
         self.fails(2, "upcycle", "moe", "--out", "unmade", says="MoE layers")

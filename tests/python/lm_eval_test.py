@@ -9,6 +9,8 @@ import tempfile
 import unittest
 from unittest import mock
 
+import torch
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
 [data]

@@ -74,7 +74,7 @@ tr.key td.d{font-weight:400}
 .numbers{min-width:0;max-width:100%}
 .results figure{flex:1 1 320px;max-width:400px;padding-top:4px}
 table.config th+th,table.config td{padding-left:28px}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:36px 44px}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:36px 44px}
 figure{margin:0;min-width:0;max-width:520px}
 figcaption{margin-top:4px}
 svg.plot{display:block;width:100%;height:auto;overflow:visible}

@@ -16,7 +16,7 @@ Json made_run(const std::string& name, uint64_t seed, int64_t layers = 3) {
   const MadeChunk made(s, 200, seed, 3);
   RoutingAnalysis analysis(s, true, TokenKinds({" ", "a", ".", "b", "c"}, {5, 4, 3, 2, 1}));
   analysis.add(made.chunk);
-  Json run = {{"name", name},        {"source", "checkpoint"}, {"path", "runs/" + name}, {"step", 10},
+  Json run = {{"name", name},        {"source", "checkpoint"}, {"path", "runs/" + name}, {"first_step", 10}, {"step", 10},
               {"family", "span"},    {"stage", "gru"},         {"router", "linear"},     {"layers", layers},
               {"moe_layers", layers}, {"experts", 6},          {"top_k", 2},             {"params", 1000},
               {"data", "data/x.tok"}, {"tokens", 200},         {"loss", 1.5},            {"bits_per_character", 2.1}};
@@ -64,6 +64,12 @@ TEST(AnalysisReport, IsSoundMarkupAndShowsHostileNamesAsText) {
   EXPECT_EQ(page.find("@@"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos);
   EXPECT_NE(page.find("SMoE 34.68 / 0.915"), std::string::npos);
+  EXPECT_NE(page.find(">step 10<"), std::string::npos);
+}
+
+TEST(AnalysisReport, NamesTheStepsOfATraceOfTraining) {
+  EXPECT_EQ(steps_text({{"first_step", 7}, {"step", 7}}), "step 7");
+  EXPECT_EQ(steps_text({{"first_step", 0}, {"step", 6}}), "steps 0 to 6");
 }
 
 TEST(AnalysisReport, WritesEveryPlotTwiceAndTheNumbers) {

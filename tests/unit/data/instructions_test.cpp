@@ -106,8 +106,8 @@ TEST_F(ReadInstructions, BadLinesAreNamedByFileAndLine) {
   EXPECT_TRUE(refusal(R"({"messages": [], "instruction": "a"})").starts_with(":1: has both"));
   EXPECT_TRUE(refusal(good + "{\"instruction\": ").starts_with(":2:17: syntax error"));
   EXPECT_TRUE(refusal("[\n" + good + ",\n{}\n]\n").starts_with(": sample 2: ")) << refusal("[\n" + good + ",\n{}]");
-  EXPECT_TRUE(refusal("\n [\n" + good + "," + good + "\n").starts_with(":5:"));
-  EXPECT_TRUE(refusal("[" + good + "]\n" + good).starts_with(":2:"));
+  EXPECT_TRUE(refusal("\n [\n" + good + "," + good + "\n").starts_with(":6:"));
+  EXPECT_TRUE(refusal("[" + good + "]\n" + good).starts_with(":3:"));
   EXPECT_TRUE(refusal("3").starts_with(":1: expected an object"));
   EXPECT_TRUE(refusal("{\"instruction\": \"a\xff\", \"output\": \"b\"}").starts_with(":1:19: "));
   EXPECT_TRUE(refusal("").find("no sample is left") != std::string::npos);

@@ -593,11 +593,21 @@ TEST_F(CheckpointTest, ARunFolderHasOneTrainer) {
   EXPECT_NE(error.message().find(str("(process ", ::getpid(), ")")), std::string::npos) << error.what();
   EXPECT_FALSE(error.help().empty());
   RunLock other(dir_ / "other");
-  RunLock moved = std::move(*lock);
   lock.reset();
-  EXPECT_THROW(RunLock{run_}, Error);
-  moved = RunLock(dir_ / "third");
   RunLock again(run_);
+}
+
+TEST_F(CheckpointTest, ARunThatNeverBeganLeavesNoFolder) {
+  { const RunLock lock(run_); }
+  EXPECT_FALSE(fs::exists(run_));
+  {
+    const RunLock lock(run_);
+    put(run_ / "config.toml", "");
+  }
+  EXPECT_TRUE(fs::exists(run_ / "config.toml"));
+  fs::remove(run_ / "config.toml");
+  { const RunLock lock(run_); }
+  EXPECT_TRUE(fs::exists(run_)) << "it was there before the lock";
 }
 
 TEST_F(CheckpointTest, TheLockEndsWithItsProcess) {
