@@ -95,17 +95,26 @@ class Encoding {
   Instruction operator()(const std::vector<Message>& messages) const {
     Instruction sample;
     std::string question;
+    size_t system = 0;  // of the question: what stays when a question without an answer goes
     for (const Message& message : messages) {
-      if (message.role != Message::kAssistant) {
-        const bool system = message.role == Message::kSystem;
-        question += replaced(system ? config_.system : config_.user, "{content}", message.content);
+      if (message.role == Message::kSystem) {
+        question += replaced(config_.system, "{content}", message.content);
+        system = question.size();
+        continue;
+      }
+      if (message.role == Message::kUser) {
+        question += replaced(config_.user, "{content}", message.content);
+        continue;
+      }
+      if (is_blank(message.content)) {
+        question.resize(system);
         continue;
       }
       question += config_.assistant.substr(0, config_.assistant.size() - std::string_view("{content}").size());
-      if (is_blank(message.content)) continue;
       append(sample, question);
       if (sample.ids.empty()) append_end(sample);  // an answer is never the first token
       question.clear();
+      system = 0;
       const auto begin = static_cast<int32_t>(sample.ids.size());
       append(sample, message.content);
       append_end(sample);
@@ -115,9 +124,25 @@ class Encoding {
     return sample;
   }
 
+  // What is left of a sample within `most` ids.
+  Instruction cut(Instruction sample, int64_t most) const {
+    const auto last = static_cast<int32_t>(most);
+    sample.ids.resize(static_cast<size_t>(most));
+    std::erase_if(sample.answers, [&](const auto& answer) { return answer.first >= last; });
+    sample.characters = 0;
+    for (auto& [begin, end] : sample.answers) {
+      end = std::min(end, last);
+      std::string text = tokenizer_.decode(std::vector<int64_t>(sample.ids.begin() + begin, sample.ids.begin() + end));
+      if (!tokenizer_.separator() && text.ends_with(config_.end)) text.resize(text.size() - config_.end.size());
+      sample.characters += characters(text);
+    }
+    return sample;
+  }
+
  private:
   void append(Instruction& sample, const std::string& text) const {
-    for (const int64_t id : tokenizer_.encode(text)) sample.ids.push_back(static_cast<int32_t>(id));
+    const auto ids = sample.ids.empty() ? tokenizer_.encode(text) : tokenizer_.encode_more(text);
+    for (const int64_t id : ids) sample.ids.push_back(static_cast<int32_t>(id));
   }
   void append_end(Instruction& sample) const {
     if (tokenizer_.separator()) {
@@ -135,15 +160,6 @@ class Encoding {
   const Tokenizer& tokenizer_;
   const InstructConfig& config_;
 };
-
-// What is left of a sample within `most` ids.
-Instruction cut_to(Instruction sample, int64_t most) {
-  const auto end = static_cast<int32_t>(most);
-  sample.ids.resize(static_cast<size_t>(most));
-  std::erase_if(sample.answers, [&](const auto& answer) { return answer.first >= end; });
-  if (!sample.answers.empty()) sample.answers.back().second = std::min(sample.answers.back().second, end);
-  return sample;
-}
 
 // Of a text of one line, the parser's "file:line:1:column: " is "file:line:column: ".
 Json parsed_line(std::string_view text, const std::string& where) {
@@ -267,7 +283,7 @@ InstructionSet read_instructions(const fs::path& path, const Tokenizer& tokenize
     if (std::ssize(sample.ids) > most) {
       RMOE_CHECK(config.too_long != TooLong::kRefuse, where, ": the sample has ", sample.ids.size(),
                  " tokens, expected at most train.block + 1 = ", most);
-      if (config.too_long == TooLong::kCut) sample = cut_to(std::move(sample), most);
+      if (config.too_long == TooLong::kCut) sample = encode.cut(std::move(sample), most);
       if (config.too_long == TooLong::kLeaveOut || sample.answers.empty()) {
         if (set.too_long++ == 0) set.first_too_long = where;
         return;

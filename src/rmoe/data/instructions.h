@@ -1,5 +1,5 @@
-// Instruction data: files of questions with answers, one sample a line (jsonl) or all in one JSON list, as token ids with
-// the answers marked. The loss is on the answers alone.
+// Instruction data: files of questions with answers, one sample a line (jsonl) or all in one JSON list, as token ids
+// with the answers marked. The loss is on the answers alone.
 //
 // A sample is an object with the fields of Alpaca,
 //   {"instruction": "...", "input": "...", "output": "..."}        "input" may be left out or empty
@@ -7,8 +7,9 @@
 //   {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}    "system" at the front only
 // Other fields are read over. The text of a sample is its messages one after the other, each in its template
 // (InstructConfig); an answer is an assistant's content and what ends it: the tokenizer's separator, or where there is
-// none the text `end`. What follows the last answer is left out. Answers are encoded by themselves, so the border
-// between question and answer is one between tokens.
+// none the text `end`. What follows the last answer is left out, and so is a question whose answer is blank. Answers are
+// encoded by themselves, so the border between question and answer is one between tokens; what a tokenizer puts before
+// a document comes once, at the front.
 #pragma once
 
 #include <cstdint>

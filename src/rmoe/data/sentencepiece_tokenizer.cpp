@@ -108,7 +108,8 @@ struct Model {
 
 class PieceEncoder : public Encoder {
  public:
-  explicit PieceEncoder(const Model& model) : model_(model) {}
+  // `more`: the text goes on after other text.
+  explicit PieceEncoder(const Model& model, bool more = false) : model_(model), started_(more) {}
 
   void feed(std::string_view text, std::vector<int64_t>& out) override {
     start(out);
@@ -237,6 +238,13 @@ class SentencePieceTokenizer : public Tokenizer {
   }
   std::unique_ptr<Encoder> encoder() const override { return std::make_unique<PieceEncoder>(model_); }
   std::unique_ptr<Decoder> decoder() const override { return std::make_unique<PieceDecoder>(model_); }
+  std::vector<int64_t> encode_more(std::string_view text) const override {
+    std::vector<int64_t> ids;
+    PieceEncoder encoder(model_, /*more=*/true);
+    encoder.feed(text, ids);
+    encoder.finish(ids, /*complete_line=*/false);
+    return ids;
+  }
   std::string kind() const override { return "sentencepiece"; }
   bool needs_utf8() const override { return true; }
   std::string describe() const override {

@@ -94,6 +94,8 @@ class Tokenizer {
 
   // A whole text at once, as a prompt: no separator, and no <eos> after an unfinished last line.
   std::vector<int64_t> encode(std::string_view text) const;
+  // Text that goes on after other text: without what only a document begins with, its first ids and a prefix.
+  virtual std::vector<int64_t> encode_more(std::string_view text) const { return encode(text); }
   // A whole sequence at once; decode(encode(x)) == x for byte, char and SentencePiece with byte fallback.
   std::string decode(std::span<const int64_t> ids) const;
 

@@ -72,6 +72,36 @@ TEST_F(ReadInstructions, ConversationsMarkEveryAnswer) {
   EXPECT_EQ(question_text(sample, *tokenizer_), "Be brief.\n\n### Instruction:\n1?\n\n### Response:\n");
 }
 
+// A model that begins documents with an id and a space in front must not begin its answers so.
+TEST_F(ReadInstructions, OnlyTheFirstPartBeginsADocument) {
+  int left = 300;
+  std::string model = train_sentencepiece({.bpe = true, .vocab_size = 290}, [&]() -> std::optional<std::string> {
+    return left-- > 0 ? std::optional<std::string>("### Instruction: Response: one two three" + std::to_string(left))
+                      : std::nullopt;
+  });
+  // trainer_spec.bos_piece = "</s>"; normalizer_spec: add_dummy_prefix, neither remove_extra_whitespaces nor a map
+  model += std::string("\x12\x07\xF2\x02\x04</s>") + std::string("\x1A\x06\x18\x01\x20\x00\x28\x01", 8);
+  tokenizer_ = make_foreign_sentencepiece_tokenizer(model, "model", /*begin=*/true);
+  const int64_t mark = *tokenizer_->separator();
+  const std::vector<int64_t> line = tokenizer_->encode("\n"), whole = tokenizer_->encode("\none two");
+  ASSERT_EQ(line.front(), mark);
+  EXPECT_EQ(tokenizer_->encode_more("one two"), std::vector<int64_t>(whole.begin() + std::ssize(line), whole.end()));
+
+  const auto set =
+      read(R"({"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "one two"},)"
+           R"( {"role": "user", "content": "2"}, {"role": "assistant", "content": "three"}]})");
+  const Instruction& sample = set.samples.at(0);
+  std::vector<int64_t> expected = tokenizer_->encode("### Instruction:\n1\n\n### Response:\n");
+  for (const char* part : {"one two", "### Instruction:\n2\n\n### Response:\n", "three"}) {
+    const auto ids = tokenizer_->encode_more(part);
+    expected.insert(expected.end(), ids.begin(), ids.end());
+    if (part[0] != '#') expected.push_back(mark);
+  }
+  EXPECT_EQ(std::vector<int64_t>(sample.ids.begin(), sample.ids.end()), expected);
+  EXPECT_EQ(std::count(expected.begin(), expected.end(), mark), 3);
+  EXPECT_EQ(answer(sample, 1), "three");
+}
+
 TEST_F(ReadInstructions, TheSeparatorEndsAnswers) {
   tokenizer_ = make_byte_tokenizer(/*separated=*/true);
   const auto set = read(R"({"instruction": "a", "output": "b"})");
@@ -145,6 +175,13 @@ TEST_F(ReadInstructions, EmptyAnswersAreLeftOutAndCounted) {
   EXPECT_EQ(set.first_without_answer, path_.string() + ":2");
 }
 
+TEST_F(ReadInstructions, AnEmptyAnswerTakesItsQuestionAlong) {
+  const auto set =
+      read(R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "lost"},)"
+           R"( {"role": "assistant", "content": ""}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]})");
+  EXPECT_EQ(text(set.samples.at(0)), "S\n\n### Instruction:\nu\n\n### Response:\nv\n\n");
+}
+
 TEST_F(ReadInstructions, LongSamplesAreLeftOutCutOrRefused) {
   const std::string lines = R"({"instruction": "a", "output": "b"})"
                             "\n"
@@ -160,6 +197,7 @@ TEST_F(ReadInstructions, LongSamplesAreLeftOutCutOrRefused) {
   ASSERT_EQ(set.samples.size(), 2u);
   EXPECT_EQ(set.cut, 1);
   EXPECT_EQ(answer(set.samples[1]), "123");
+  EXPECT_EQ(set.samples[1].characters, 3);
   // Of which the question alone fills the block.
   set = read(R"({"instruction": "a", "output": "b"})"
              "\n"
