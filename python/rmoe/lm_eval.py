@@ -103,7 +103,7 @@ class RmoeLM(TemplateLM):
         """Greedy unless the task asks for a temperature; ends before the first of `until` and at the separator.
         Requests with the same options and contexts of nearly equal length are generated together; each text is what it
         is alone."""
-        waiting = {}  # options -> [(tokens, index, context)]
+        waiting = {}  # options -> [(tokens, index, ids)]
         for index, request in enumerate(requests):
             context, options = request.args[0], dict(request.args[1])
             until = options.get("until") or []
@@ -113,19 +113,15 @@ class RmoeLM(TemplateLM):
             room = self.max_length - length
             if room < 1:
                 raise ValueError(f"rmoe: max_gen_toks is {length}, expected less than max_length = {self.max_length}")
-            ids = self.tok_encode(context)
-            if len(ids) > room:
-                ids = ids[-room:]
-                context = self.tok_decode(ids)
+            ids = self.tok_encode(context) or self.model.start_ids()
             top_k, top_p = int(options.get("top_k", 0) or 0), float(options.get("top_p", 1.0) or 1.0)
             key = (length, temperature, top_k, top_p, until)
-            waiting.setdefault(key, []).append((len(ids), index, context))
+            waiting.setdefault(key, []).append((min(len(ids), room), index, ids[-room:]))
         results = [None] * len(requests)
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="rmoe: generate_until")
         for (length, temperature, top_k, top_p, until), group in waiting.items():
             for batch in self._batches(sorted(group), length // 2):
-                texts = self.model.generate([context for _, _, context in batch], length, temperature, top_k, top_p,
-                                            stops=until)
+                texts = self.model.generate([ids for _, _, ids in batch], length, temperature, top_k, top_p, stops=until)
                 for (_, index, _), text in zip(batch, texts, strict=True):
                     results[index] = text
                     self.cache_hook.add_partial("generate_until", requests[index].args, text)

@@ -21,7 +21,8 @@ class Model:
         self.vocab_size = self._model.vocab_size()
         #: Steps of training that the checkpoint has seen.
         self.step = self._model.step()
-        #: Tokens of one text in training.
+        #: Tokens of the longest text that the model was made for: those of a text in training, of an imported model its
+        #: max_position_embeddings.
         self.context = self._model.context()
         separator = self._model.separator()
         #: The id that ends a document; None where documents are not separated.
@@ -49,10 +50,18 @@ class Model:
         return self._model.logits(tokens, valid)
 
     def generate(self, prompt, max_new=200, temperature=1.0, top_k=0, top_p=1.0, seed=1, stops=()):
-        """The text that follows `prompt`: up to max_new tokens, until the separator or the first of `stops`, which is
-        left out. temperature 0 is greedy; keys and values are cached. Of a list of prompts, the list of texts, each
-        what it is by itself; those of nearly equal length cost little more than one."""
-        options = (max_new, float(temperature), top_k, float(top_p), seed, list(stops))
-        if isinstance(prompt, str):
-            return _text(self._model.generate(prompt, *options))
-        return [_text(text) for text in self._model.generate_batch(list(prompt), *options)]
+        """The text that follows `prompt`, a text or the list of its ids: up to max_new tokens, until the separator (of
+        an imported model, its ids of that kind) or the first of `stops`, which is left out. temperature 0 is greedy;
+        keys and values are cached. Of a list of prompts, the list of texts, each what it is by itself; those of nearly
+        equal length cost little more than one."""
+        def is_one(x):
+            return isinstance(x, str) or (len(x) > 0 and isinstance(x[0], int))
+
+        def ids(x):
+            return (self.encode(x) if isinstance(x, str) else list(x)) or self.start_ids()
+
+        prompts = [prompt] if is_one(prompt) else prompt
+        texts = self._model.generate([ids(x) for x in prompts], max_new, float(temperature), top_k, float(top_p), seed,
+                                     list(stops))
+        texts = [_text(text) for text in texts]
+        return texts[0] if is_one(prompt) else texts

@@ -145,6 +145,20 @@ class Ops(unittest.TestCase):
         tolerance = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 6e-2}[dtype]
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, check_stride=False)
 
+    def test_second_derivatives_and_tangents_are_refused(self):
+        for dtype in (torch.float32, torch.float64):
+            for name, op, args, _ in self.each(dtype):
+                if name == "rotate":
+                    continue  # linear in x: its backward is itself
+                inputs = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+                out = sum(t.square().sum() for t in differentiable(op(*args)))
+                found = torch.autograd.grad(out, inputs, create_graph=True, allow_unused=True)
+                with self.assertRaisesRegex(RuntimeError, "derivative"):
+                    sum(g.square().sum() for g in found if g is not None).backward()
+                with torch.autograd.forward_ad.dual_level(), self.assertRaisesRegex(RuntimeError, "jvp is not implemented"):
+                    dual = torch.autograd.forward_ad.make_dual(inputs[0].detach(), torch.ones_like(inputs[0]))
+                    op(*[dual if a is inputs[0] else a.detach() if isinstance(a, torch.Tensor) else a for a in args])
+
     def test_ops_are_loaded(self):
         self.assertTrue(rmoe.ops_available)
 

@@ -157,6 +157,19 @@ std::string json_string(const Json& object, const char* key, const std::string& 
   return value.get<std::string>();
 }
 
+std::vector<int64_t> json_ints(const Json& object, const char* key, const std::string& what) {
+  RMOE_CHECK(object.is_object(), what, ": expected an object");
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null()) return {};
+  const Json list = found->is_array() ? *found : Json::array({*found});
+  std::vector<int64_t> ints;
+  for (const Json& item : list) {
+    if (!item.is_number_integer()) wrong_type(*found, key, what, "an integer, a list of integers or null");
+    ints.push_back(item.get<int64_t>());
+  }
+  return ints;
+}
+
 std::string json_text(const Json& value, int indent) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);
 }

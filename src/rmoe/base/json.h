@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -28,6 +29,9 @@ int64_t json_int(const Json& object, const char* key, const std::string& what);
 double json_double(const Json& object, const char* key, const std::string& what);
 bool json_bool(const Json& object, const char* key, const std::string& what);
 std::string json_string(const Json& object, const char* key, const std::string& what);
+
+// A member that is an integer or a list of integers; nothing where it is null or missing.
+std::vector<int64_t> json_ints(const Json& object, const char* key, const std::string& what);
 
 // Text of a value; `indent` < 0 gives one line. Bytes that are not UTF-8 become U+FFFD, NaN and infinities null.
 std::string json_text(const Json& value, int indent = -1);

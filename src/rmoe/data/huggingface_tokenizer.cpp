@@ -295,6 +295,21 @@ std::string special_token(const Json& config, const char* key) {
 
 }  // namespace
 
+std::string token_text(const Json& tokenizer, int64_t id) {
+  if (tokenizer.contains("added_tokens") && tokenizer.at("added_tokens").is_array()) {
+    for (const Json& token : tokenizer.at("added_tokens")) {
+      if (token.value("id", int64_t{-1}) == id) return token.value("content", "");
+    }
+  }
+  const Json* vocabulary = tokenizer.at("model").contains("vocab") ? &tokenizer.at("model").at("vocab") : nullptr;
+  if (vocabulary && vocabulary->is_object()) {
+    for (const auto& [text, value] : vocabulary->items()) {
+      if (value.is_number_integer() && value.get<int64_t>() == id) return text;
+    }
+  }
+  return "";
+}
+
 std::unique_ptr<Tokenizer> make_huggingface_tokenizer(std::string file, const std::string& name,
                                                       const std::string& separator,
                                                       std::optional<HuggingfaceFacts> facts) {
@@ -324,7 +339,13 @@ std::unique_ptr<Tokenizer> load_foreign_tokenizer(const fs::path& folder_or_file
   if (object.contains("format") && object.at("format") == "rmoe-tokenizer") return Tokenizer::load(file);
   RMOE_CHECK(object.contains("model") && object.at("model").is_object(), file.string(),
              ": not a tokenizer.json of Hugging Face: 'model' is missing");
-  return make_huggingface_tokenizer(std::move(text), file.string(), special_token(config, "eos_token"));
+  std::string end = special_token(config, "eos_token");
+  const fs::path model = folder / "config.json";
+  if (end.empty() && fs::exists(model)) {
+    const auto ids = json_ints(read_json_file(model), "eos_token_id", model.string());
+    if (!ids.empty()) end = token_text(object, ids.front());
+  }
+  return make_huggingface_tokenizer(std::move(text), file.string(), end);
 }
 
 }  // namespace rmoe::data

@@ -167,6 +167,9 @@ std::unique_ptr<Tokenizer> make_huggingface_tokenizer(std::string file, const st
 // the special tokens), or one of those files; of an exported run, the run's own. Null when the folder has none.
 std::unique_ptr<Tokenizer> load_foreign_tokenizer(const std::filesystem::path& folder_or_file);
 
+// The text of a token, out of the contents of Hugging Face's tokenizer.json; empty where it has none of this id.
+std::string token_text(const nlohmann::ordered_json& file, int64_t id);
+
 // Trains a SentencePiece model on lines; returns the bytes of its file.
 struct SentencePieceOptions {
   bool bpe = false;  // otherwise unigram

@@ -287,7 +287,8 @@ GenerateReport run_generate(const GenerateCommand& command, const std::function<
                       .top_p = command.sampling.top_p,
                       .seed = static_cast<uint64_t>(command.seed),
                       .dtype = dtype,
-                      .stops = command.stops};
+                      .stops = command.stops,
+                      .ends = run.ends};
   if (recorder) {
     options.watch = [&](const ForwardResult& forward, const Tensor& tokens_T, const Tensor& positions_T) {
       recorder->add(forward.trace, tokens_T, positions_T, run.step);
@@ -298,7 +299,8 @@ GenerateReport run_generate(const GenerateCommand& command, const std::function<
       return replay->choices(tokens_T, positions_T, replay_step(*replay));
     };
   }
-  const GeneratedText generated = generate_text(*run.model, *run.tokenizer, command.prompt, options, on_text);
+  const GeneratedText generated = generate_text(*run.model, *run.tokenizer, prompt_ids(*run.tokenizer, command.prompt),
+                                                 options, on_text);
   if (recorder) recorder->finish();
   GenerateReport report;
   report.text = generated.text;

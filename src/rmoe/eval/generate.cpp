@@ -79,7 +79,7 @@ Generated generate(const Model& model, std::span<const int64_t> prompt, const Ge
     const auto drawable = static_cast<size_t>(options.vocabulary > 0 ? options.vocabulary : V);
     const double random = uniform(mix(options.seed, kSampleStream, static_cast<uint64_t>(result.tokens)));
     const int64_t id = sample_token({logits_V.const_data_ptr<float>(), drawable}, sampling, random);
-    if (id == options.stop) {
+    if (std::ranges::find(options.ends, id) != options.ends.end()) {
       result.ending = TextEnding::kSeparator;
       break;
     }
@@ -143,20 +143,25 @@ class TextWriter {
   GeneratedText result_;
 };
 
+std::vector<int64_t> ends_of(const data::Tokenizer& tokenizer, const TextOptions& options) {
+  std::vector<int64_t> ends = options.ends;
+  if (tokenizer.separator()) ends.push_back(*tokenizer.separator());
+  return ends;
+}
+
 }  // namespace
 
-GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::string_view prompt,
+GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::span<const int64_t> prompt,
                             const TextOptions& options, const std::function<bool(std::string_view piece)>& on_text) {
-  const std::vector<int64_t> ids = prompt_ids(tokenizer, prompt);
-  TextWriter writer(tokenizer, ids, options.stops);
-  const Generated generated = generate(model, ids,
+  TextWriter writer(tokenizer, prompt, options.stops);
+  const Generated generated = generate(model, prompt,
                                        {.max_new = options.max_new,
                                         .temperature = options.temperature,
                                         .top_k = options.top_k,
                                         .top_p = options.top_p,
                                         .seed = options.seed,
                                         .dtype = options.dtype,
-                                        .stop = tokenizer.separator(),
+                                        .ends = ends_of(tokenizer, options),
                                         .watch = options.watch,
                                         .replay = options.replay,
                                         .vocabulary = tokenizer.vocab_size()},
@@ -168,7 +173,7 @@ GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer
 }
 
 std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokenizer& tokenizer,
-                                          const std::vector<std::string>& prompts, const TextOptions& options) {
+                                          std::vector<std::vector<int64_t>> prompts, const TextOptions& options) {
   const c10::InferenceMode inference;
   const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
   sampling.validate();
@@ -182,10 +187,12 @@ std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokeni
     size_t text;
     int64_t drawn = 0;
   };
+  const std::vector<int64_t> ends = ends_of(tokenizer, options);
   std::vector<Row> rows;
   std::vector<GeneratedText> texts(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) {
-    std::vector<int64_t> ids = prompt_ids(tokenizer, prompts[i]);
+    std::vector<int64_t>& ids = prompts[i];
+    RMOE_CHECK(!ids.empty(), "generate: prompt ", i, " is empty, expected at least one token");
     check_ids(ids, V);
     TextWriter writer(tokenizer, ids, options.stops);
     if (options.max_new == 0) {
@@ -229,7 +236,7 @@ std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokeni
       }
       const double random = uniform(mix(options.seed, kSampleStream, static_cast<uint64_t>(row.drawn)));
       const int64_t id = sample_token({logits_BV.const_data_ptr<float>() + b * V, drawable}, sampling, random);
-      if (id == tokenizer.separator()) {
+      if (std::ranges::find(ends, id) != ends.end()) {
         done(row, TextEnding::kSeparator);
         continue;
       }

@@ -19,7 +19,7 @@ struct GenerateOptions {
   double top_p = 1;
   uint64_t seed = 1;  // token i of the text is drawn with random number i of this seed: same seed, same text
   at::ScalarType dtype = at::kFloat;
-  std::optional<int64_t> stop = {};  // this id ends the text and is not handed out
+  std::vector<int64_t> ends = {};  // these ids end the text and are not handed out
   // Called after each forward pass with its tokens; replay gives ForwardOptions::replay_TK of them. Positions count
   // from the prompt's first token on.
   std::function<void(const ForwardResult&, const Tensor& tokens_T, const Tensor& positions_T)> watch = {};
@@ -65,6 +65,7 @@ struct TextOptions {
   std::function<void(const ForwardResult&, const Tensor& tokens_T, const Tensor& positions_T)> watch = {};
   std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
   std::vector<std::string> stops = {};  // the text ends before the first of these
+  std::vector<int64_t> ends = {};       // ids that end it, besides the separator
 };
 
 struct GeneratedText {
@@ -77,13 +78,13 @@ struct GeneratedText {
 
 // The same in text. `on_text` gets whole UTF-8 characters as they become certain, and returns false to end; a character
 // that the last token leaves unfinished is dropped. The separator ends the text.
-GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::string_view prompt,
+GeneratedText generate_text(const Model& model, const data::Tokenizer& tokenizer, std::span<const int64_t> prompt,
                             const TextOptions& options,
                             const std::function<bool(std::string_view piece)>& on_text = {});
 
 // Several texts at once, each what generate_text gives: those of equal length, or nearly, cost little more than one.
 // They are read in lock-step, from where the shortest prompt ends one id at a time. `seconds` counts prompts, too.
 std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokenizer& tokenizer,
-                                          const std::vector<std::string>& prompts, const TextOptions& options);
+                                          std::vector<std::vector<int64_t>> prompts, const TextOptions& options);
 
 }  // namespace rmoe

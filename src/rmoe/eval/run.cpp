@@ -98,6 +98,20 @@ SplitFile split_file(const LoadedRun& run, const std::string& data, const std::s
   return {file, stem, file.extension() == ".tok" && same_file(file, trained_on / (stem + ".tok"))};
 }
 
+// What the folder that the run was imported from says about texts.
+void read_carried(LoadedRun& run) {
+  const fs::path folder = run.dir / "hf";
+  run.context = run.config.train.block;
+  const fs::path config = folder / "config.json";
+  if (!fs::exists(config)) return;
+  for (const int64_t positions : json_ints(read_json_file(config), "max_position_embeddings", config.string())) {
+    run.context = positions;
+  }
+  // As transformers: what config.json says counts where there is no generation_config.json.
+  const fs::path generation = folder / "generation_config.json", source = fs::exists(generation) ? generation : config;
+  for (const int64_t id : json_ints(read_json_file(source), "eos_token_id", source.string())) run.ends.push_back(id);
+}
+
 }  // namespace
 
 SplitFile find_split(const LoadedRun& run, const std::string& data, const std::string& split) {
@@ -146,6 +160,7 @@ LoadedRun load_run(const fs::path& dir, Which which) {
   run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
   run.model = make_model(run.config.model, run.params);
   load_tensors(found.checkpoint.dir / "model.safetensors", run.params.stored());
+  read_carried(run);
   return run;
 }
 

@@ -33,6 +33,9 @@ struct LoadedRun {
   ParamTable params;
   std::unique_ptr<Model> model;
   std::unique_ptr<data::Tokenizer> tokenizer;
+  // Tokens of the longest text that the model was made for: train.block, of an imported model its own number.
+  int64_t context = 0;
+  std::vector<int64_t> ends;  // ids that end a generated text besides the separator, as an imported folder names them
 };
 
 // A run without its weights: whose they are and where they lie.

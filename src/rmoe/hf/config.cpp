@@ -117,14 +117,6 @@ void check_window(const Reader& in, int64_t positions, bool used) {
   }
 }
 
-std::optional<int64_t> token_id(const Reader& in, const char* key) {
-  const Json* found = in.find(key);
-  if (found && found->is_array()) found = found->empty() ? nullptr : &found->front();
-  if (!found) return {};
-  if (!found->is_number_integer() || found->get<int64_t>() < 0) return {};
-  return found->get<int64_t>();
-}
-
 void read_moe_rnn(const Reader& in, ModelConfig& m) {
   const int64_t moe_layers = in.integer("moe_num_layers", 0, static_cast<double>(m.layers), m.layers);
   m.dense_layers = m.layers - moe_layers;
@@ -334,10 +326,9 @@ Json config_fields(const ModelConfig& m, ModelType type, const Extras& extras) {
     c["moe_router_type"] = recurrent ? m.moe.stage.kind() : "linear";
     if (recurrent) c["moe_router_rnn_hidden_size"] = stage.at("width");
   }
-  const auto id = [&](const char* key, std::optional<int64_t> value) { c[key] = value ? Json(*value) : Json(); };
-  id("bos_token_id", extras.bos);
-  id("eos_token_id", extras.eos);
-  id("pad_token_id", extras.pad);
+  c["bos_token_id"] = extras.bos;
+  c["eos_token_id"] = extras.eos;
+  c["pad_token_id"] = extras.pad;
   c["use_cache"] = true;
   return c;
 }
@@ -399,8 +390,9 @@ Described read_config(const Json& config, const std::string& what) {
                            : d.type == ModelType::kQwen3Moe ? 32768
                            : d.type == ModelType::kOlmoe    ? 4096
                                                             : 2048);
-  d.eos = token_id(in, "eos_token_id");
-  d.bos = token_id(in, "bos_token_id");
+  for (const int64_t id : json_ints(config, "eos_token_id", what)) {
+    RMOE_CHECK(id < m.vocab_size, what, ": 'eos_token_id' has the id ", id, ", but 'vocab_size' is ", m.vocab_size);
+  }
   if (d.type != ModelType::kMixtral) m.llama.attention_bias = in.flag("attention_bias", false);
 
   if (d.type != ModelType::kLlama) {

@@ -32,9 +32,8 @@ std::optional<ModelType> model_type_from_name(std::string_view name);
 
 struct Described {
   ModelType type = ModelType::kLlama;
-  ModelConfig model;                // valid, the vocabulary set
-  int64_t positions = 2048;         // max_position_embeddings
-  std::optional<int64_t> eos, bos;  // ids; of several, the first
+  ModelConfig model;         // valid, the vocabulary set
+  int64_t positions = 2048;  // max_position_embeddings
 };
 
 // Error(kBadInput) beginning with `what` (the file) for a model type that is not known, sizes that make no sense and
@@ -44,7 +43,7 @@ Described read_config(const Json& config, const std::string& what);
 // What a folder says beside the model.
 struct Extras {
   int64_t positions = 2048;
-  std::optional<int64_t> eos, bos, pad;
+  Json eos, bos, pad;             // ids as config.json has them: a number, a list or null
   std::string dtype = "float32";  // of the tensors
 };
 

@@ -33,19 +33,18 @@ Extras extras_of(const FoundRun& run, const Json& carried, const char* torch_dty
   Extras extras;
   extras.dtype = torch_dtype;
   extras.positions = std::max<int64_t>(run.config.train.block, extras.positions);
-  if (run.tokenizer->separator()) extras.eos = run.tokenizer->separator();
-  const auto take = [&](const char* key, std::optional<int64_t>& into) {
-    if (!carried.contains(key)) return;
-    const Json& id = carried.at(key).is_array() && !carried.at(key).empty() ? carried.at(key).front() : carried.at(key);
-    if (id.is_number_integer()) into = id.get<int64_t>();
-    if (id.is_null()) into = {};
+  const data::Tokenizer& tokenizer = *run.tokenizer;
+  if (tokenizer.separator()) extras.eos = *tokenizer.separator();
+  if (const auto first = tokenizer.encode(""); first.size() == 1) extras.bos = first.front();
+  const auto take = [&](const char* key, Json& into) {
+    if (carried.contains(key)) into = carried.at(key);
   };
   take("eos_token_id", extras.eos);
   take("bos_token_id", extras.bos);
   take("pad_token_id", extras.pad);
-  std::optional<int64_t> positions;
+  Json positions;
   take("max_position_embeddings", positions);
-  if (positions.value_or(0) > 0) extras.positions = *positions;
+  if (positions.is_number_integer() && positions > 0) extras.positions = positions.get<int64_t>();
   return extras;
 }
 
@@ -68,22 +67,6 @@ ModelType type_of(const ExportCommand& command, const ModelConfig& model, const 
   return choose_type(model);
 }
 
-// The text of a token of tokenizer.json; empty where it has none.
-std::string token_text(const Json& tokenizer, int64_t id) {
-  if (tokenizer.contains("added_tokens") && tokenizer.at("added_tokens").is_array()) {
-    for (const Json& token : tokenizer.at("added_tokens")) {
-      if (token.value("id", int64_t{-1}) == id) return token.value("content", "");
-    }
-  }
-  const Json* vocabulary = tokenizer.at("model").contains("vocab") ? &tokenizer.at("model").at("vocab") : nullptr;
-  if (vocabulary && vocabulary->is_object()) {
-    for (const auto& [text, value] : vocabulary->items()) {
-      if (value.is_number_integer() && value.get<int64_t>() == id) return text;
-    }
-  }
-  return "";
-}
-
 // What transformers' AutoTokenizer wants beside tokenizer.json: the class, which it cannot tell from the model's type,
 // and the token that ends a text.
 void write_tokenizer_config(const data::Tokenizer& tokenizer, const fs::path& folder) {
@@ -91,7 +74,7 @@ void write_tokenizer_config(const data::Tokenizer& tokenizer, const fs::path& fo
   if (tokenizer.separator()) {
     const Json file = parse_json(read_file(folder / "tokenizer.json"), (folder / "tokenizer.json").string(),
                                  {.bytes = int64_t{1} << 30, .depth = 256});
-    const std::string end = token_text(file, *tokenizer.separator());
+    const std::string end = data::token_text(file, *tokenizer.separator());
     if (!end.empty()) config["eos_token"] = end;
   }
   write_file_atomic(folder / "tokenizer_config.json", json_text(config, 2) + "\n");

@@ -160,13 +160,13 @@ std::vector<RunTensor> run_tensors(const ModelConfig& model) {
   for (const Param& p : table.all()) {
     const auto parts = static_cast<int64_t>(p.traits.stored.names.size());
     if (parts == 0) {
-      tensors.push_back({p.name, p.shape});
+      tensors.push_back({p.name, p.shape, p.is_buffer()});
       continue;
     }
     Shape shape = p.shape;
     shape[0] /= parts;
     if (p.traits.stored.drop_dim) shape.erase(shape.begin());
-    for (const std::string& name : p.traits.stored.names) tensors.push_back({name, shape});
+    for (const std::string& name : p.traits.stored.names) tensors.push_back({name, shape, p.is_buffer()});
   }
   return tensors;
 }
@@ -232,8 +232,11 @@ void run_to_weights(const fs::path& file, const ModelConfig& model, ModelType ty
              " tensors, the model of config.toml has ", tensors.size());
   for (const RunTensor& tensor : tensors) {
     const io::TensorEntry& entry = run.at(tensor.name);
-    RMOE_CHECK(entry.dtype == io::DType::kF32, file.string(), ": tensor ", tensor.name,
-               " is a state of the training, which model type ", enum_name(type), " has no place for");
+    RMOE_CHECK(!tensor.state, file.string(), ": tensor ", tensor.name,
+               " is a state that training keeps and routing reads, which model type ", enum_name(type),
+               " has no place for");
+    RMOE_CHECK(entry.dtype == io::DType::kF32, file.string(), ": tensor ", tensor.name, " has dtype ",
+               enum_name(entry.dtype), ", expected F32");
     RMOE_CHECK(entry.shape == tensor.shape, file.string(), ": tensor ", tensor.name, " has shape ", entry.shape,
                ", expected ", tensor.shape);
     const int64_t bytes = entry.numel() * io::dtype_bits(dtype) / 8;

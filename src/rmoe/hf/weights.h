@@ -44,6 +44,7 @@ class Weights {
 struct RunTensor {
   std::string name;
   std::vector<int64_t> shape;
+  bool state = false;  // kept by training and read by the routing, without a gradient
 };
 // Those of a model, from the declarations alone. Sizes as in the config: see ModelConfig::validate.
 std::vector<RunTensor> run_tensors(const ModelConfig& model);

@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/derivatives.h"
 #include "rmoe/ops/reference/experts.h"
 
 namespace rmoe {
@@ -58,10 +59,7 @@ std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, 
                                             const Optional& b1, const Tensor& w2, const Optional& b2,
                                             const Optional& w3, double p, int64_t key, bool keep) {
   check::experts(x, ids, weights, w1, b1, w2, b2, w3, p);
-  const auto differs = [](const Optional& t) { return t && t->requires_grad(); };
-  const bool any =
-      differs(x) || differs(weights) || differs(w1) || differs(b1) || differs(w2) || differs(b2) || differs(w3);
-  if (!any || !at::GradMode::is_enabled()) return call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
+  if (!any_differentiated(x, weights, w1, b1, w2, b2, w3)) return call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
   const auto out = Experts::apply(x, weights, w1, b1, w2, b2, w3, ids, p, key);
   return {out[0], out[1]};
 }

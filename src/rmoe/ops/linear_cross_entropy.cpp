@@ -2,10 +2,12 @@
 
 #include <array>
 
+#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/derivatives.h"
 #include "rmoe/ops/reference/linear_cross_entropy.h"
 
 namespace rmoe {
@@ -63,7 +65,13 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
       if (known && factor != 1) t.mul_(factor);
       result[i] = known ? t : t * grad.to(t.scalar_type());
     }
-    return result;
+    if (!at::GradMode::is_enabled()) return result;
+    // The gradients do not know what they were made of: to differentiate them again is an error, not nothing.
+    for (Tensor& t : result) {
+      if (t.defined()) t = t.detach().requires_grad_();
+    }
+    static constexpr const char* kMessage = "linear_cross_entropy has no second derivative";
+    return (*std::make_shared<torch::autograd::DelayedError>(kMessage, std::ssize(result)))(std::move(result));
   }
 };
 
@@ -71,8 +79,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const 
                                                          const std::optional<Tensor>& b, const Tensor& targets,
                                                          int64_t ignore_index, double z_loss, double scale) {
   check::linear_cross_entropy(x, w, b, targets);
-  const bool differentiable = x.requires_grad() || w.requires_grad() || (b && b->requires_grad());
-  if (at::GradMode::is_enabled() && differentiable) {
+  if (any_differentiated(x, w, b)) {
     const auto out = LinearCrossEntropyFunction::apply(x, w, b, targets, ignore_index, z_loss, scale);
     return {out[0], out[1]};
   }

@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/derivatives.h"
 #include "rmoe/ops/reference/norm.h"
 
 namespace rmoe {
@@ -54,8 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const 
                                                          const Tensor& weight, const std::optional<Tensor>& bias,
                                                          double eps, double p, int64_t key) {
   check::norm(x, branch, weight, bias, p);
-  const auto wants = [](const std::optional<Tensor>& t) { return t && t->requires_grad(); };
-  if (!at::GradMode::is_enabled() || !(wants(x) || wants(branch) || wants(weight) || wants(bias))) {
+  if (!any_differentiated(x, branch, weight, bias)) {
     at::AutoDispatchBelowADInplaceOrView below;
     return forward_op().call(x, branch, weight, bias, eps, p, key);
   }

@@ -22,8 +22,8 @@ class PythonModel : public torch::CustomClassHolder {
 
   int64_t vocab_size() const { return run_.config.model.vocab_size; }
   int64_t step() const { return run_.step; }
-  // Tokens of one text in training.
-  int64_t context() const { return run_.config.train.block; }
+  // Tokens of the longest text that the model was made for.
+  int64_t context() const { return run_.context; }
   // The id that ends a document and that a text starts from; -1: documents are not separated.
   int64_t separator() const { return run_.tokenizer->separator().value_or(-1); }
   // Where a text with nothing before it starts from.
@@ -55,25 +55,10 @@ class PythonModel : public torch::CustomClassHolder {
     return result.logits_TV.to(at::kFloat).view({B, S, V});
   }
 
-  // Continues a text by up to max_new tokens, with keys and values cached; ends before the first of `stops` and at the
-  // separator. temperature 0: greedy. -> the new text.
-  Tensor generate(const std::string& prompt, int64_t max_new, double temperature, int64_t top_k, double top_p,
-                  int64_t seed, const std::vector<std::string>& stops) const {
-    return bytes_of(generate_text(*run_.model, *run_.tokenizer, prompt,
-                                  {.max_new = max_new,
-                                   .temperature = temperature,
-                                   .top_k = top_k,
-                                   .top_p = top_p,
-                                   .seed = static_cast<uint64_t>(seed),
-                                   .dtype = dtype_,
-                                   .stops = stops})
-                        .text);
-  }
-
-  // The same of several prompts at once. -> the new texts, in order.
-  std::vector<Tensor> generate_batch(const std::vector<std::string>& prompts, int64_t max_new, double temperature,
-                                     int64_t top_k, double top_p, int64_t seed,
-                                     const std::vector<std::string>& stops) const {
+  // Continues texts, given as ids, by up to max_new tokens each, with keys and values cached; a text ends before the
+  // first of `stops` and at the ids that end one. temperature 0: greedy. -> the new texts, in order.
+  std::vector<Tensor> generate(const std::vector<std::vector<int64_t>>& prompts, int64_t max_new, double temperature,
+                               int64_t top_k, double top_p, int64_t seed, const std::vector<std::string>& stops) const {
     std::vector<Tensor> result;
     for (GeneratedText& generated : generate_texts(*run_.model, *run_.tokenizer, prompts,
                                                    {.max_new = max_new,
@@ -82,7 +67,8 @@ class PythonModel : public torch::CustomClassHolder {
                                                     .top_p = top_p,
                                                     .seed = static_cast<uint64_t>(seed),
                                                     .dtype = dtype_,
-                                                    .stops = stops})) {
+                                                    .stops = stops,
+                                                    .ends = run_.ends})) {
       result.push_back(bytes_of(std::move(generated.text)));
     }
     return result;
@@ -116,8 +102,7 @@ TORCH_LIBRARY_FRAGMENT(rmoe, m) {
       .def("encode", &PythonModel::encode)
       .def("decode", &PythonModel::decode)
       .def("logits", &PythonModel::logits)
-      .def("generate", &PythonModel::generate)
-      .def("generate_batch", &PythonModel::generate_batch);
+      .def("generate", &PythonModel::generate);
 }
 
 }  // namespace rmoe

@@ -427,7 +427,8 @@ class Run {
     const SampleConfig& s = config_.train.sample;
     if (s.length == 0 || !trainer_.model().routing().causal()) return;
     const std::string prompt = s.prompt.empty() ? data_.prompt() : s.prompt;
-    const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer, prompt,
+    const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer,
+                                                    prompt_ids(*data_.tokenizer, prompt),
                                                     {.max_new = s.length,
                                                      .temperature = s.temperature,
                                                      .seed = static_cast<uint64_t>(config_.train.seed),

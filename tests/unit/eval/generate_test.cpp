@@ -87,6 +87,12 @@ TEST_P(GenerateTiny, TopKOfOneIsGreedyAtAnyTemperature) {
 }
 
 // Rows of other lengths, rows that end before others, and rows that end at a stop string leave a row as it is.
+std::vector<std::vector<int64_t>> all_ids(const data::Tokenizer& tokenizer, const std::vector<std::string>& prompts) {
+  std::vector<std::vector<int64_t>> ids;
+  for (const std::string& prompt : prompts) ids.push_back(prompt_ids(tokenizer, prompt));
+  return ids;
+}
+
 TEST_P(GenerateTiny, SeveralTextsAtOnceAreEachTheTextByItself) {
   std::vector<char32_t> letters;
   for (char32_t c = 'a'; c < 'm'; ++c) letters.push_back(c);
@@ -98,10 +104,10 @@ TEST_P(GenerateTiny, SeveralTextsAtOnceAreEachTheTextByItself) {
       for (const int64_t max_new : {int64_t{0}, int64_t{1}, int64_t{12}}) {
         const TextOptions options{
             .max_new = max_new, .temperature = temperature, .seed = 5, .dtype = dtype(), .stops = stops};
-        const auto texts = generate_texts(*model_, *tokenizer, prompts, options);
+        const auto texts = generate_texts(*model_, *tokenizer, all_ids(*tokenizer, prompts), options);
         ASSERT_EQ(texts.size(), prompts.size());
         for (size_t i = 0; i < prompts.size(); ++i) {
-          const auto alone = generate_text(*model_, *tokenizer, prompts[i], options);
+          const auto alone = generate_text(*model_, *tokenizer, prompt_ids(*tokenizer, prompts[i]), options);
           EXPECT_EQ(texts[i].text, alone.text) << prompts[i];
           EXPECT_EQ(texts[i].tokens, alone.tokens) << prompts[i];
           EXPECT_EQ(texts[i].prompt_tokens, alone.prompt_tokens) << prompts[i];
@@ -114,8 +120,9 @@ TEST_P(GenerateTiny, SeveralTextsAtOnceAreEachTheTextByItself) {
   EXPECT_TRUE(ended[static_cast<size_t>(TextEnding::kLength)] && ended[static_cast<size_t>(TextEnding::kSeparator)] &&
               ended[static_cast<size_t>(TextEnding::kStop)]);
   EXPECT_TRUE(generate_texts(*model_, *tokenizer, {}, {}).empty());
-  EXPECT_THROW(generate_texts(*model_, *tokenizer, {"abc"}, {.max_new = -1}), Error);
-  EXPECT_THROW(generate_texts(*model_, *tokenizer, {"abc", "x"}, {}), Error);
+  EXPECT_THROW(generate_texts(*model_, *tokenizer, all_ids(*tokenizer, {"abc"}), {.max_new = -1}), Error);
+  EXPECT_THROW(generate_texts(*model_, *tokenizer, {{1}, {99}}, {}), Error);
+  EXPECT_THROW(generate_texts(*model_, *tokenizer, {{1}, {}}, {}), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GenerateTiny, ::testing::ValuesIn(testing::tiny_cases()),
@@ -133,7 +140,7 @@ TEST_F(Generate, EndsAtTheStopIdWithoutHandingItOut) {
   const auto first = std::find(all.begin(), all.end(), stop);
   std::vector<int64_t> ids;
   const Generated generated =
-      generate(*model_, prompt_, {.max_new = 60, .temperature = 2, .stop = stop}, [&](int64_t id) {
+      generate(*model_, prompt_, {.max_new = 60, .temperature = 2, .ends = {-1, stop}}, [&](int64_t id) {
         ids.push_back(id);
         return true;
       });
@@ -189,7 +196,7 @@ class GenerateText : public ::testing::Test {
 
 TEST_F(GenerateText, StreamsTheTextOfTheIds) {
   std::string streamed;
-  const auto result = generate_text(*model_, *tokenizer_, "abc", {.max_new = 50}, [&](std::string_view piece) {
+  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50}, [&](std::string_view piece) {
     streamed += piece;
     return true;
   });
@@ -201,11 +208,11 @@ TEST_F(GenerateText, StreamsTheTextOfTheIds) {
 }
 
 TEST_F(GenerateText, EndsBeforeAStopStringOfSeveralTokens) {
-  const std::string all = generate_text(*model_, *tokenizer_, "abc", {.max_new = 50}).text;
+  const std::string all = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50}).text;
   const std::string stop = all.substr(30, 4);
   std::string streamed;
   const auto result =
-      generate_text(*model_, *tokenizer_, "abc", {.max_new = 50, .stops = {"zzz", stop}}, [&](std::string_view piece) {
+      generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50, .stops = {"zzz", stop}}, [&](std::string_view piece) {
         streamed += piece;
         return true;
       });
@@ -217,25 +224,25 @@ TEST_F(GenerateText, EndsBeforeAStopStringOfSeveralTokens) {
 }
 
 TEST_F(GenerateText, TheBeginningOfAStopStringAtTheEndIsText) {
-  const std::string all = generate_text(*model_, *tokenizer_, "abc", {.max_new = 20}).text;
-  const auto result = generate_text(*model_, *tokenizer_, "abc", {.max_new = 20, .stops = {all.substr(18) + "z"}});
+  const std::string all = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 20}).text;
+  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 20, .stops = {all.substr(18) + "z"}});
   EXPECT_EQ(result.text, all);
   EXPECT_EQ(result.ending, TextEnding::kLength);
 }
 
 TEST_F(GenerateText, APromptOutsideTheVocabularyIsRefused) {
-  EXPECT_THROW(generate_text(*model_, *tokenizer_, "xyz", {}), Error);
+  EXPECT_THROW(generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "xyz"), {}), Error);
 }
 
 TEST_F(GenerateText, ALargerModelVocabularyThanTheTokenizersIsNeverDrawn) {
   const auto few = data::make_char_tokenizer({'a', 'b', 'c'}, false, false, false);
-  const auto result = generate_text(*model_, *few, "abc", {.max_new = 50, .temperature = 5});
+  const auto result = generate_text(*model_, *few, prompt_ids(*few, "abc"), {.max_new = 50, .temperature = 5});
   EXPECT_EQ(result.text.size(), 50u);
 }
 
 TEST_F(GenerateText, AnUnfinishedCharacterIsDropped) {
   const auto bytes = data::make_char_tokenizer({0xC3}, true, false, false);  // only ever the first of two bytes
-  const auto result = generate_text(*model_, *bytes, "", {.max_new = 1});
+  const auto result = generate_text(*model_, *bytes, prompt_ids(*bytes, ""), {.max_new = 1});
   EXPECT_EQ(result.tokens, 1);
   EXPECT_EQ(result.text.find('\xC3', 1), std::string::npos);
 }
