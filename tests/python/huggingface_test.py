@@ -84,6 +84,23 @@ def config_of(name):
     }[name]()
 
 
+# A run of two steps.
+TINY_LLAMA = """
+[model]
+family = "llama"
+layers = 2
+width = 16
+heads = 2
+[model.moe]
+experts = 4
+top_k = 2
+expert_width = 8
+[train]
+steps = 2
+batch = 2
+block = 16
+sample.length = 0
+"""
 FAMILIES = ["llama", "llama_head_bias", "llama_linear", "llama3", "mixtral", "mixtral_window", "olmoe",
             "olmoe_normalized", "qwen3_moe", "qwen3_moe_sparse"]
 
@@ -641,6 +658,18 @@ class Refused(Case):
         self.fails(2, "export", self.path("run"), self.path("out"), says="is there already")
         self.fails(2, "import", self.path("hf"), "--out", self.path("run"), says="is there already")
 
+    def test_what_training_keeps_and_routing_reads(self):
+        with open(self.path("text.txt"), "w") as file:
+            file.write(TEXT * 30)
+        run("data", "prepare", self.path("text.txt"), "--out", self.path("data"))
+        for kind in ("bias", "quantile"):
+            with open(self.path(kind + ".toml"), "w") as file:
+                file.write(TINY_LLAMA + f"[[model.moe.balance]]\nkind = '{kind}'\n")
+            run("train", self.path(kind + ".toml"), f"--data.path={self.path('data')}", "--out", self.path(kind))
+            self.fails(2, "export", self.path(kind), self.path("out"),
+                       says=["a state that training keeps and routing reads"])
+            self.assertFalse(os.path.exists(self.path("out")))
+
     def test_an_lstm_has_no_type(self):
         run("import", self.path("hf"), "--out", self.path("run"))
         self.prepare(self.path("run"), self.path("data"))
@@ -806,6 +835,60 @@ class Tokenizers(Case):
         self.fails(4, "data", "prepare", __file__, "--model", self.path("tok"), "--out", self.path("data"),
                    says=["tokenizer.json", "tokenizers", "not here", "pip install tokenizers"],
                    env={**ENVIRONMENT, "PYTHONPATH": self.path("broken")})
+
+    def test_our_own_are_there_for_transformers(self):
+        text = TEXT.replace(" sleeps ", " sleeps\n") + self.STRANGE
+        os.mkdir(self.path("corpus"))
+        for i in range(30):  # several documents are separated
+            with open(self.path(f"corpus/{i}.txt"), "w", newline="") as file:
+                file.write(text)
+        with open(self.path("c.toml"), "w") as file:
+            file.write(TINY_LLAMA)
+        for kind in (["byte"], ["sentencepiece", "--vocab-size", 290],
+                     ["sentencepiece", "--vocab-size", 290, "--algorithm", "bpe"]):
+            with self.subTest(kind):
+                for name in ("made", "run", "out"):
+                    shutil.rmtree(self.path(name), ignore_errors=True)
+                run("data", "prepare", self.path("corpus"), "--tokenizer", *kind, "--out", self.path("made"))
+                run("train", self.path("c.toml"), f"--data.path={self.path('made')}", "--out", self.path("run"))
+                run("export", self.path("run"), self.path("out"))
+                theirs = transformers.AutoTokenizer.from_pretrained(self.path("out"))
+                own = json.loads(open(self.path("out/rmoe_tokenizer.json")).read())
+                self.assertEqual(theirs.eos_token_id, own["separator"])
+                # Of equally likely splits of a run of spaces, each library takes its own.
+                like = text.replace("  ", " ") if "bpe" not in kind and "byte" not in kind else text
+                ids = [i for i in self.prepared(self.path("run"), like) if i != own["separator"]]
+                self.assertEqual(theirs(like).input_ids, ids)
+                self.assertEqual(theirs.decode(ids), like)
+
+    def test_the_ids_that_end_a_text(self):
+        make(self.path("hf"), "llama")
+        prompt = "the router remembers"
+        run("import", self.path("hf"), "--out", self.path("run"))
+        generate = ["-p", prompt, "-n", 12, "--greedy", "--json"]
+        whole = json.loads(run("generate", self.path("run"), *generate).stdout)
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.path("hf"))
+        ids = word_tokenizer()(prompt, return_tensors="pt").input_ids
+        text = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, ids.shape[1]:].tolist()
+        self.assertEqual(whole["tokens"], 12)
+        end = next(i for i in text if i != text[0])
+        for file in ("generation_config.json", "config.json"):
+            shutil.rmtree(self.path("run"), ignore_errors=True)
+            content = json.loads(read(self.path("hf", file)))
+            content["eos_token_id"] = [2, end]
+            with open(self.path("hf", file), "w") as out:
+                json.dump(content, out)
+            run("import", self.path("hf"), "--out", self.path("run"))
+            answer = json.loads(run("generate", self.path("run"), *generate).stdout)
+            self.assertEqual((answer["tokens"], answer["ending"]), (text.index(end), "separator"))
+            run("export", self.path("run"), self.path("back" + file))
+            self.assertEqual(json.loads(read(self.path("back" + file, file)))["eos_token_id"], [2, end])
+            if file == "generation_config.json":
+                os.remove(self.path("hf", file))
+        # Without tokenizer_config.json the separator is what config.json says.
+        os.remove(self.path("hf/tokenizer_config.json"))
+        run("import", self.path("hf"), "--out", self.path("run2"))
+        self.assertEqual(json.loads(read(self.path("run2/tokenizer.json")))["separator"], 2)
 
     def test_sentencepiece(self):
         import sentencepiece

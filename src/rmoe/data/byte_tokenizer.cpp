@@ -1,6 +1,7 @@
 // The byte tokenizer: the id is the byte. Takes any input.
 #include "rmoe/base/error.h"
 #include "rmoe/base/json.h"
+#include "rmoe/data/huggingface_form.h"
 #include "rmoe/data/tokenizer.h"
 
 namespace rmoe::data {
@@ -39,6 +40,7 @@ class ByteTokenizer : public Tokenizer {
   std::unique_ptr<Encoder> encoder() const override { return std::make_unique<ByteEncoder>(); }
   std::unique_ptr<Decoder> decoder() const override { return std::make_unique<ByteDecoder>(vocab_size_); }
   std::string kind() const override { return "byte"; }
+  Json huggingface_form() const override { return huggingface_bytes(separator_); }
   std::string describe() const override { return separator_ ? "byte: 256 bytes and a separator" : "byte: 256 bytes"; }
 
  private:

@@ -267,6 +267,7 @@ class HuggingfaceTokenizer : public Tokenizer {
   }
   std::string kind() const override { return "huggingface"; }
   bool needs_utf8() const override { return true; }
+  Json huggingface_form() const override { return parse_json(server_.file(), server_.name(), kLimits); }
   std::string describe() const override { return str("huggingface: ", vocab_size_, " tokens"); }
 
  private:

@@ -16,6 +16,7 @@
 #include "rmoe/base/json.h"
 #include "rmoe/base/utf8.h"
 #include "rmoe/data/hash.h"
+#include "rmoe/data/huggingface_form.h"
 #include "rmoe/data/tokenizer.h"
 
 namespace rmoe::data {
@@ -69,6 +70,18 @@ bool for_each_field(std::string_view text, F&& f) {
     f(tag >> 3, value, bytes);
   }
   return true;
+}
+
+// Of a whole model: TrainerSpec.model_type is 2.
+bool is_bpe(std::string_view model) {
+  bool bpe = false;
+  for_each_field(model, [&](uint64_t field, uint64_t, std::string_view spec) {
+    if (field != 2) return;
+    for_each_field(spec, [&](uint64_t part, uint64_t value, std::string_view) {
+      if (part == 3) bpe = value == 2;
+    });
+  });
+  return bpe;
 }
 
 Normalizer read_normalizer(std::string_view model) {
@@ -247,6 +260,17 @@ class SentencePieceTokenizer : public Tokenizer {
   }
   std::string kind() const override { return "sentencepiece"; }
   bool needs_utf8() const override { return true; }
+  // A model of somebody else has its own files for that.
+  Json huggingface_form() const override {
+    if (model_.own || !lossless() || !model_.unknown) return nullptr;
+    const auto& processor = model_.processor;
+    std::vector<Piece> pieces;
+    for (int id = 0; id < processor.GetPieceSize(); ++id) {
+      pieces.push_back({processor.IdToPiece(id), processor.GetScore(id), processor.IsControl(id) || processor.IsUnknown(id)});
+    }
+    if (separator_ && *separator_ == std::ssize(pieces)) pieces.push_back({.text = "<|end|>", .special = true});
+    return huggingface_pieces(pieces, is_bpe(model_.file), *model_.unknown);
+  }
   std::string describe() const override {
     return str("sentencepiece: ", model_.bytes.size(), " pieces", lossless() ? "" : ", no byte fallback");
   }

@@ -106,6 +106,8 @@ std::string Decoder::finish() {
   return std::exchange(held_, {});
 }
 
+Json Tokenizer::huggingface_form() const { return nullptr; }
+
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int64_t> ids;
   const auto encoder = this->encoder();

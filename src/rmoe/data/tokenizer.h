@@ -109,6 +109,8 @@ class Tokenizer {
   virtual bool characters_are_bytes() const { return false; }
   // True when text has to be valid UTF-8.
   virtual bool needs_utf8() const { return false; }
+  // The same tokenizer as Hugging Face's tokenizer.json; null where there is no such form.
+  virtual nlohmann::ordered_json huggingface_form() const;
   // One line for people: "char: 205 bytes", "sentencepiece: unigram, 8000 pieces".
   virtual std::string describe() const = 0;
 

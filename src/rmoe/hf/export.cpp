@@ -67,20 +67,8 @@ ModelType type_of(const ExportCommand& command, const ModelConfig& model, const 
   return choose_type(model);
 }
 
-// What transformers' AutoTokenizer wants beside tokenizer.json: the class, which it cannot tell from the model's type,
-// and the token that ends a text.
-void write_tokenizer_config(const data::Tokenizer& tokenizer, const fs::path& folder) {
-  Json config{{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
-  if (tokenizer.separator()) {
-    const Json file = parse_json(read_file(folder / "tokenizer.json"), (folder / "tokenizer.json").string(),
-                                 {.bytes = int64_t{1} << 30, .depth = 256});
-    const std::string end = data::token_text(file, *tokenizer.separator());
-    if (!end.empty()) config["eos_token"] = end;
-  }
-  write_file_atomic(folder / "tokenizer_config.json", json_text(config, 2) + "\n");
-}
-
-// A run's own tokenizer where transformers has no form of it, and for the way back.
+// A run's own tokenizer: for the way back, and for transformers where it has a form of it. AutoTokenizer wants the class
+// beside, which it cannot tell from the model's type, and the token that ends a text.
 void save_tokenizer(const data::Tokenizer& tokenizer, const fs::path& folder) {
   const fs::path inner = folder / ".tokenizer";
   fs::create_directory(inner);
@@ -90,15 +78,19 @@ void save_tokenizer(const data::Tokenizer& tokenizer, const fs::path& folder) {
     fs::rename(entry.path(), folder / (name == "tokenizer.json" ? "rmoe_tokenizer.json" : name));
   }
   fs::remove(inner);
-  if (tokenizer.kind() == "huggingface") {
-    std::error_code error;
-    fs::copy_file(folder / "tokenizer.hf.json", folder / "tokenizer.json", error);
-    if (error) io_error("cannot write ", (folder / "tokenizer.json").string(), ": ", error.message());
-    write_tokenizer_config(tokenizer, folder);
-  } else if (tokenizer.kind() != "sentencepiece") {
+  const Json form = tokenizer.huggingface_form();
+  if (form.is_null()) {
     log_info("the tokenizer is of kind '", tokenizer.kind(), "', which transformers has no form of: it is in ",
              "rmoe_tokenizer.json, which `rmoe import` reads");
+    return;
   }
+  Json config{{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+  if (tokenizer.separator()) {
+    const std::string end = data::token_text(form, *tokenizer.separator());
+    if (!end.empty()) config["eos_token"] = end;
+  }
+  write_file_atomic(folder / "tokenizer.json", json_text(form) + "\n");
+  write_file_atomic(folder / "tokenizer_config.json", json_text(config, 2) + "\n");
 }
 
 }  // namespace
@@ -115,13 +107,6 @@ ExportReport export_run(const ExportCommand& command) {
   const Extras extras = extras_of(run, carried, dtype.torch);
   const ModelType type = type_of(command, model, carried, extras);
   const Json config = write_config(model, type, extras);
-  for (const BalanceConfig& balance : model.moe.balance) {
-    if (balance.loss.kind() == "concatenated" || model.moe_layers() == 0) continue;
-    log_warn("balance loss '", balance.loss.kind(),
-             "' has no place in config.json: whoever trains on there balances by router_aux_loss_coef = ",
-             json_text(config.at("router_aux_loss_coef")));
-  }
-
   Staging staging(command.folder);
   run_to_weights(run.checkpoint.dir / "model.safetensors", model, type, dtype.stored, command.shard_bytes,
                  staging.dir());
@@ -137,6 +122,12 @@ ExportReport export_run(const ExportCommand& command) {
       log_warn("this build has no modeling files: the folder loads with `import rmoe` only");
   }
   staging.commit();
+  for (const BalanceConfig& balance : model.moe.balance) {
+    if (balance.loss.kind() == "concatenated" || model.moe_layers() == 0) continue;
+    log_warn("balance loss '", balance.loss.kind(),
+             "' has no place in config.json: whoever trains on there balances by router_aux_loss_coef = ",
+             json_text(config.at("router_aux_loss_coef")));
+  }
   return {.folder = command.folder, .model_type = enum_name(type), .checkpoint_step = run.checkpoint.step};
 }
 
