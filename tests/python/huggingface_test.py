@@ -705,6 +705,10 @@ class AsRun(Case):
         self.assertGreater(len(moved), 10)
         for key, tensor in model.state_dict().items():  # two small steps from where it was
             self.assertLess((tensor - tuned.state_dict()[key]).abs().max().item(), 0.01, key)
+        # A balance of other kinds keeps a state, which the imported run has not: it starts anew.
+        with open(self.path("bias.toml"), "w") as file:
+            file.write("[[model.moe.balance]]\nkind = 'bias'\n")
+        run("train", self.path("bias.toml"), "--init", self.path("run"), *flags, "--out", self.path("biased"))
         run("train", self.path("run/config.toml"), *flags[:2], "--train.sample.length=0", "--quiet", "--out",
             self.path("run"), "--resume", "must")
         self.assertTrue(os.path.exists(self.path("run/checkpoints/step_2/optimizer.safetensors")))

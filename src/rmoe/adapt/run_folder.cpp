@@ -1,14 +1,13 @@
 #include "rmoe/adapt/run_folder.h"
 
 #include <algorithm>
-#include <system_error>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
-#include "rmoe/base/json.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/hf/carried.h"
+#include "rmoe/io/staging.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/ops/tensor_file.h"
 
@@ -16,27 +15,6 @@ namespace rmoe::adapt {
 namespace {
 
 namespace fs = std::filesystem;
-
-bool is_there(const fs::path& place) {
-  std::error_code error;
-  if (fs::is_directory(place, error) && fs::is_empty(place, error)) return false;
-  return fs::exists(fs::symlink_status(place, error));
-}
-
-// Removes a folder that was not finished.
-class Unfinished {
- public:
-  explicit Unfinished(fs::path dir) : dir_(std::move(dir)) {}
-  ~Unfinished() {
-    std::error_code ignored;
-    if (!done_) fs::remove_all(dir_, ignored);
-  }
-  void keep() { done_ = true; }
-
- private:
-  fs::path dir_;
-  bool done_ = false;
-};
 
 Tensor logits(const Model& model, int64_t vocabulary) {
   const c10::InferenceMode inference;
@@ -80,7 +58,7 @@ Unmatched copy_equal(const ParamTable& from, const NewModel& to) {
 }
 
 LoadedRun open_source(const Source& source) {
-  RMOE_CHECK(!is_there(source.out), source.out, ": is there already; choose another --out");
+  io::check_free(source.out);
   configure_runtime(source.threads);
   return load_run(source.run, Which::parse(source.checkpoint));
 }
@@ -97,24 +75,16 @@ Report write_run(const LoadedRun& from, RunConfig config, const NewModel& model,
   report.identical = before.equal(after);
   report.difference = ((before - after).abs().max() / before.abs().max()).item<double>();
 
-  const fs::path out = source.out;
-  std::error_code error;
-  fs::create_directories(out, error);
-  if (error) io_error(out.string(), ": cannot make the folder: ", error.message());
-  Unfinished folder(out);
+  io::Staging staging(source.out);
+  const fs::path out = staging.dir();
   from.tokenizer->save(out);
   hf::carry_on(from.dir, out);
   io::CheckpointWriter writer(out, 0);
   save_tensors(writer.file("model.safetensors"), model.params.stored(), {{"format", "pt"}});
-  const Json state = {{"step", 0},
-                      {"tokens", 0},
-                      {"seconds", 0.0},
-                      {"best", {{"step", 0}, {"loss", nullptr}, {"bits", nullptr}}},
-                      {"rates", Json::array()}};
-  write_file_atomic(writer.file("state.json"), json_text(state, 2) + "\n");
+  write_file_atomic(writer.file("state.json"), io::untrained_state());
   writer.commit();
   write_file_atomic(out / "config.toml", to_toml(config));
-  folder.keep();
+  staging.commit();
   return report;
 }
 

@@ -5,8 +5,8 @@
 #include "rmoe/hf/commands.h"
 #include "rmoe/hf/config.h"
 #include "rmoe/hf/modeling.h"
-#include "rmoe/hf/staging.h"
 #include "rmoe/hf/weights.h"
+#include "rmoe/io/staging.h"
 
 namespace rmoe::hf {
 namespace {
@@ -107,7 +107,7 @@ ExportReport export_run(const ExportCommand& command) {
   const Extras extras = extras_of(run, carried, dtype.torch);
   const ModelType type = type_of(command, model, carried, extras);
   const Json config = write_config(model, type, extras);
-  Staging staging(command.folder);
+  io::Staging staging(command.folder);
   run_to_weights(run.checkpoint.dir / "model.safetensors", model, type, dtype.stored, command.shard_bytes,
                  staging.dir());
   if (carries) carry(carried_folder, staging.dir());

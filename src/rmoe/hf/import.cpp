@@ -8,9 +8,9 @@
 #include "rmoe/hf/carried.h"
 #include "rmoe/hf/commands.h"
 #include "rmoe/hf/config.h"
-#include "rmoe/hf/staging.h"
 #include "rmoe/hf/weights.h"
 #include "rmoe/io/checkpoint.h"
+#include "rmoe/io/staging.h"
 #include "rmoe/models/size.h"
 
 namespace rmoe::hf {
@@ -56,15 +56,10 @@ ImportReport import_folder(const ImportCommand& command) {
   RMOE_CHECK(tokenizer->vocab_size() <= described.model.vocab_size, command.folder, ": the tokenizer has ",
              tokenizer->vocab_size(), " ids, but 'vocab_size' in config.json is ", described.model.vocab_size);
 
-  Staging staging(command.out);
+  io::Staging staging(command.out);
   io::CheckpointWriter writer(staging.dir(), 0);
   weights_to_run(weights, described, writer.file("model.safetensors"));
-  const Json state = {{"step", 0},
-                      {"tokens", 0},
-                      {"seconds", 0.0},
-                      {"best", {{"step", 0}, {"loss", nullptr}, {"bits", nullptr}}},
-                      {"rates", Json::array()}};
-  write_file_atomic(writer.file("state.json"), json_text(state, 2) + "\n");
+  write_file_atomic(writer.file("state.json"), io::untrained_state());
   writer.commit();
   fs::path name = fs::absolute(folder).lexically_normal();
   if (name.filename().empty()) name = name.parent_path();

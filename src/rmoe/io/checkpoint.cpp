@@ -366,6 +366,15 @@ void CheckpointWriter::commit(const CommitHook& hook) {
   before("done");
 }
 
+std::string untrained_state() {
+  const Json state = {{"step", 0},
+                      {"tokens", 0},
+                      {"seconds", 0.0},
+                      {"best", {{"step", 0}, {"loss", nullptr}, {"bits", nullptr}}},
+                      {"rates", Json::array()}};
+  return json_text(state, 2) + "\n";
+}
+
 RunLock::RunLock(const fs::path& run_dir) : run_dir_(run_dir), made_folder_(!fs::exists(run_dir)) {
   create_folder(run_dir);
   file_ = Descriptor::open(run_dir / ".lock", O_RDWR | O_CREAT | O_APPEND);

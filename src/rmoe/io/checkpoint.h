@@ -121,6 +121,9 @@ class CheckpointWriter {
   bool renamed_ = false;
 };
 
+// state.json of a checkpoint that no training has made.
+std::string untrained_state();
+
 // Finishes or removes what a crashed save or prune left in RUN/checkpoints. The process must hold the RunLock.
 void remove_leftovers(const std::filesystem::path& run_dir);
 

@@ -6,6 +6,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
+#include "rmoe/io/safetensors.h"
 #include "rmoe/ops/linear_cross_entropy.h"
 #include "rmoe/ops/region.h"
 #include "rmoe/ops/runtime.h"
@@ -344,7 +345,14 @@ void Trainer::save(const PathOf& path_of) const {
 
 void Trainer::start_from(const std::filesystem::path& checkpoint_dir) {
   RMOE_ASSERT(steps_ == 0, "the weights of another run are a start");
-  load_tensors(checkpoint_dir / "model.safetensors", params_.stored());
+  const auto path = checkpoint_dir / "model.safetensors";
+  const auto file = io::SafetensorsFile::open(path);
+  NamedTensors tensors = params_.stored();
+  // The state of a balance that the other run did not have starts as in a new model.
+  for (const Param& p : params_.all()) {
+    if (p.is_buffer() && !file.find(p.name)) std::erase_if(tensors, [&](const auto& t) { return t.first == p.name; });
+  }
+  load_tensors(path, tensors);
   started_ = true;
 }
 

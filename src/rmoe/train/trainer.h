@@ -69,7 +69,7 @@ class Trainer {
   void save(const PathOf& path_of) const;
   void load(const std::filesystem::path& checkpoint_dir, int64_t step);
   // Before the first step: the weights of another run's checkpoint in place of random ones. Its tensors must be this
-  // model's; otherwise Error(kBadInput) lists both sides.
+  // model's, but for buffers, which start anew where it has none; otherwise Error(kBadInput) lists both sides.
   void start_from(const std::filesystem::path& checkpoint_dir);
 
   // Bytes of what the last forward pass left for its backward pass: activations, and the loss's own.

@@ -9,18 +9,25 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 
-namespace rmoe::hf {
+namespace rmoe::io {
+
+// Error(kBadInput) when there is something at `place` already; an empty folder is nothing.
+inline void check_free(const std::filesystem::path& place) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const bool empty = fs::is_directory(place, error) && fs::is_empty(place, error);
+  RMOE_CHECK(empty || !fs::exists(fs::symlink_status(place, error)), place.string(),
+             ": is there already; choose another folder");
+}
 
 class Staging {
  public:
-  // Error(kBadInput) when there is something at `place` already (an empty folder is nothing).
-  explicit Staging(std::filesystem::path place) : place_(std::filesystem::absolute(place).lexically_normal()) {
+  // As check_free.
+  explicit Staging(const std::filesystem::path& place) : place_(std::filesystem::absolute(place).lexically_normal()) {
     namespace fs = std::filesystem;
+    check_free(place);
     if (place_.filename().empty()) place_ = place_.parent_path();
     std::error_code error;
-    const bool empty = fs::is_directory(place_, error) && fs::is_empty(place_, error);
-    RMOE_CHECK(empty || !fs::exists(fs::symlink_status(place_, error)), place.string(),
-               ": is there already; choose another folder");
     dir_ = place_.parent_path() / str(".", place_.filename().string(), ".tmp-", ::getpid());
     fs::create_directories(dir_, error);
     if (error) io_error("cannot create ", dir_.string(), ": ", error.message());
@@ -48,4 +55,4 @@ class Staging {
   bool done_ = false;
 };
 
-}  // namespace rmoe::hf
+}  // namespace rmoe::io
