@@ -703,7 +703,7 @@ class HugeSizes(WithData):
 
     def test_that_are_huge_together(self):
         each_fine = ["--model.layers=10000", "--model.moe.experts=10000"]
-        self.refused("config", "check", "tiny.toml", *each_fine, says="layers * moe.experts must be at most")
+        self.refused("config", "check", "tiny.toml", *each_fine, says="MoE layers * moe.experts must be at most")
         too_large = ["--model.width=100000", "--model.moe.experts=1000", "--model.moe.expert_width=1000000"]
         checked = self.succeeds("config", "check", "tiny.toml", *too_large, "--model.vocab_size=256").out
         self.assertIn("400", checked)  # 2 layers x 1000 experts x 2 matrices of 1e11: no number of 64 bits overflows

@@ -6,6 +6,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
+#include "rmoe/base/utf8.h"
 
 namespace rmoe {
 namespace {
@@ -54,7 +55,7 @@ class Builder : public nlohmann::json_sax<Json> {
     int64_t line = 1;
     for (char c : before) line += c == '\n';
     const size_t line_start = before.rfind('\n') + 1;  // npos + 1 is 0
-    input_error(what_, ":", line, ":", before.size() - line_start + 1, ": ", reason);
+    input_error(what_, ":", line, ":", before.size() - line_start + 1, ": ", printable_utf8(reason));
   }
 
  private:

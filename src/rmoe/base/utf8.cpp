@@ -80,4 +80,18 @@ void append_utf8(char32_t value, std::string& out) {
   }
 }
 
+std::string printable_utf8(std::string_view bytes) {
+  constexpr char32_t kReplacement = 0xFFFD;
+  std::string out;
+  out.reserve(bytes.size());
+  while (!bytes.empty()) {
+    const Utf8Char c = first_char(bytes);
+    const bool valid = c.kind == Utf8Char::kValid;
+    const bool control = (c.value < 0x20 && c.value != '\n' && c.value != '\t') || (c.value >= 0x7F && c.value < 0xA0);
+    append_utf8(valid && !control ? c.value : kReplacement, out);
+    bytes.remove_prefix(valid ? static_cast<size_t>(c.length) : 1);
+  }
+  return out;
+}
+
 }  // namespace rmoe

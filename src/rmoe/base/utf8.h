@@ -38,4 +38,7 @@ int64_t unfinished_tail(std::string_view text);
 
 void append_utf8(char32_t value, std::string& out);
 
+// Invalid bytes and control characters other than newline and tab become U+FFFD.
+std::string printable_utf8(std::string_view bytes);
+
 }  // namespace rmoe

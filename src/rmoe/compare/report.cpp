@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "rmoe/base/error.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/compare/figures.h"
 #include "rmoe/plot/html.h"
 #include "rmoe/plot/number.h"

@@ -9,6 +9,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/plot/html.h"
 #include "rmoe/io/metrics.h"
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "rmoe/base/config.h"
 #include "rmoe/base/error.h"
@@ -156,15 +157,17 @@ void read_qwen3(const Reader& in, ModelConfig& m) {
   // Layer i is MoE where i + 1 is a multiple of the step.
   m.moe.every = in.integer("decoder_sparse_step", 1, 1e6, 1);
   m.dense_layers = std::min(m.moe.every - 1, m.layers);
+  std::set<int64_t> dense_at;
   if (const Json* list = in.find("mlp_only_layers")) {
     if (!list->is_array()) in.refuse("mlp_only_layers", "expected a list");
     for (const Json& layer : *list) {
       if (!layer.is_number_integer() || layer.get<int64_t>() < 0 || layer.get<int64_t>() >= m.layers) {
         in.refuse("mlp_only_layers", str("expected layers from 0 to ", m.layers - 1));
       }
-      m.dense_at.push_back(layer.get<int64_t>());
+      dense_at.insert(layer.get<int64_t>());
     }
   }
+  m.dense_at.assign(dense_at.begin(), dense_at.end());
   // One spelling for each model: the leading dense layers, and a list of the others.
   std::vector<int64_t> dense;
   for (int64_t i = 0; i < m.layers; ++i) {
@@ -453,6 +456,8 @@ Described read_config(const Json& config, const std::string& what) {
 Json write_config(const ModelConfig& model, ModelType type, const Extras& extras) {
   RMOE_CHECK(model.family == Family::kLlama, "export: model.family is ", enum_name(model.family),
              ", which no Hugging Face type can express; expected llama");
+  RMOE_CHECK(type != ModelType::kLlama || model.moe_layers() == 0, "export: model type llama cannot express ",
+             model.moe_layers(), " MoE layers");
   Json config = config_fields(model, type, extras);
   Described back;
   std::optional<std::string> lost;

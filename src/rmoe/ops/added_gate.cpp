@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> added_gate_autograd(const Ten
 
 void check::added_gate(const Tensor& feature, const Tensor& weight, const std::optional<Tensor>& bias,
                        const Tensor& added, int64_t top_k) {
-  if (any_symbolic(feature, weight, bias, added)) return;
+  if (!checkable("added_gate", feature, weight, bias, added)) return;
   const char* const name = "added_gate";
   floating(name, "feature", feature);
   floating(name, "weight", weight);

@@ -42,7 +42,7 @@ Tensor linear_autograd(const Tensor& x, const Tensor& w, const std::optional<Ten
 }  // namespace
 
 void check::linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-  if (any_symbolic(x, w, b)) return;
+  if (!checkable("linear", x, w, b)) return;
   floating("linear", "x", x);
   floating("linear", "w", w);
   RMOE_CHECK(w.dim() == 2, "linear: w must be [O, I], got ", w.sizes());

@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> causal_attention_autograd(const Tensor& q, const Tens
 }  // namespace
 
 void check::rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  if (any_symbolic(x, cos, sin)) return;
+  if (!checkable("rotate", x, cos, sin)) return;
   floating("rotate", "x", x);
   RMOE_CHECK(x.dim() == 4, "rotate: x must be [B, S, H, C], got ", x.sizes());
   check_angles("rotate", x, cos, sin);
@@ -95,12 +95,15 @@ void check::rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
 
 void check::causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& cos,
                              const OptionalTensor& sin) {
-  if (any_symbolic(q, k, v, cos, sin)) return;
+  if (!checkable("causal_attention", q, k, v, cos, sin)) return;
   floating("causal_attention", "q", q);
   RMOE_CHECK(q.dim() == 4, "causal_attention: q must be [B, Sq, H, C], got ", q.sizes());
   RMOE_CHECK(k.dim() == 4 && k.size(0) == q.size(0) && k.size(3) == q.size(3), "causal_attention: k must be [",
              q.size(0), ", Sk, Hkv, ", q.size(3), "], got ", k.sizes());
   RMOE_CHECK(v.sizes() == k.sizes(), "causal_attention: v must be ", k.sizes(), " as k, got ", v.sizes());
+  RMOE_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
+             "causal_attention: k and v must be ", q.scalar_type(), " as q, got ", k.scalar_type(), " and ",
+             v.scalar_type());
   RMOE_CHECK(k.size(2) > 0 && q.size(2) % k.size(2) == 0, "causal_attention: ", q.size(2),
              " query heads are no multiple of ", k.size(2), " key-value heads");
   RMOE_CHECK(k.size(1) >= q.size(1), "causal_attention: ", q.size(1), " queries but ", k.size(1), " keys");

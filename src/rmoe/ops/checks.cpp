@@ -4,6 +4,17 @@
 
 namespace rmoe::check {
 
+bool checkable(const char* op, std::initializer_list<OptionalTensor> tensors) {
+  std::optional<c10::Device> device;
+  for (const OptionalTensor& t : tensors) {
+    if (!t || !t->defined()) continue;
+    if (symbolic(*t)) return false;
+    if (!device) device = t->device();
+    RMOE_CHECK(t->device() == *device, op, ": all tensors must be on one device, got ", *device, " and ", t->device());
+  }
+  return true;
+}
+
 void shape(const char* op, const char* name, const Tensor& t, at::IntArrayRef expected) {
   if (symbolic(t)) return;
   RMOE_CHECK(t.sizes() == expected, op, ": ", name, " must be ", expected, ", got ", t.sizes());

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <initializer_list>
 #include <string_view>
 
 #include "rmoe/ops/torch.h"
@@ -42,10 +43,11 @@ void shape(const char* op, const char* name, const Tensor& t, at::IntArrayRef ex
 void floating(const char* op, const char* name, const Tensor& x);
 
 inline bool symbolic(const Tensor& t) { return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
-inline bool symbolic(const OptionalTensor& t) { return t && symbolic(*t); }
+// Whether the op's tensors have shapes that can be checked. Error when they are not on one device.
+bool checkable(const char* op, std::initializer_list<OptionalTensor> tensors);
 template <class... Tensors>
-bool any_symbolic(const Tensors&... tensors) {
-  return (symbolic(tensors) || ...);
+bool checkable(const char* op, const Tensors&... tensors) {
+  return checkable(op, {OptionalTensor(tensors)...});
 }
 
 // A tensor of a Python mode or subclass, such as the fake ones of torch.compile: it has no values to read.

@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_autograd(const Tensor& f
 }  // namespace
 
 void check::gate(const Tensor& feature, const Tensor& weight, const std::optional<Tensor>& bias, int64_t top_k) {
-  if (any_symbolic(feature, weight, bias)) return;
+  if (!checkable("gate", feature, weight, bias)) return;
   floating("gate", "feature", feature);
   floating("gate", "weight", weight);
   RMOE_CHECK(feature.dim() == 2, "gate: feature must be [T, R], got ", feature.sizes());

@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_autograd(const Tensor& x, const 
 
 void check::linear_cross_entropy(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                                  const Tensor& targets) {
-  if (any_symbolic(x, w, b, targets)) return;
+  if (!checkable("linear_cross_entropy", x, w, b, targets)) return;
   floating("linear_cross_entropy", "x", x);
   floating("linear_cross_entropy", "w", w);
   RMOE_CHECK(x.dim() == 2, "linear_cross_entropy: x must be [T, D], got ", x.sizes());

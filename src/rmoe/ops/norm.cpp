@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> add_layer_norm_op(const Tensor& x, const Tensor& bran
 
 void check::norm(const Tensor& x, const std::optional<Tensor>& branch, const Tensor& weight,
                  const std::optional<Tensor>& bias, double p) {
-  if (any_symbolic(x, branch, weight, bias)) return;
+  if (!checkable("norm", x, branch, weight, bias)) return;
   floating("norm", "x", x);
   const char* name = bias ? "layer_norm" : "rms_norm";
   RMOE_CHECK(x.dim() >= 1 && x.size(-1) > 0, name, ": x must be [..., D] with D > 0, got ", x.sizes());

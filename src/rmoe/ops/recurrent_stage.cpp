@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> recurrent_stage_autograd(std::string_view cell, const
 void check::recurrent_stage(std::string_view cell, const Tensor& x, const OptionalTensor& h, const OptionalTensor& c,
                             const OptionalTensor& projection, const Tensor& w_ih, const Tensor& w_hh,
                             const Tensor& b_ih, const Tensor& b_hh) {
-  if (any_symbolic(x, h, c, projection, w_ih, w_hh, b_ih, b_hh)) return;
+  if (!checkable("recurrent_stage", x, h, c, projection, w_ih, w_hh, b_ih, b_hh)) return;
   floating("recurrent_stage", "x", x);
   const int64_t G = gates_of(cell);
   RMOE_CHECK(x.dim() == 2, "recurrent_stage: x must be [T, D], got ", x.sizes());
@@ -74,6 +74,7 @@ void check::recurrent_stage(std::string_view cell, const Tensor& x, const Option
              w_hh.sizes());
   const int64_t T = x.size(0), D = x.size(1), P = w_hh.size(1), I = projection ? P : D;
   const auto expect = [](const char* name, const Tensor& t, std::vector<int64_t> sizes) {
+    floating("recurrent_stage", name, t);
     RMOE_CHECK(t.sizes() == sizes, "recurrent_stage: ", name, " must be ", at::IntArrayRef(sizes), ", got ", t.sizes());
   };
   expect("w_ih", w_ih, {G * P, I});

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> span_attention_autograd(const Tensor& q, const Tensor
 }  // namespace
 
 void check::span_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe, double p) {
-  if (any_symbolic(q, k, v, key_pe)) return;
+  if (!checkable("span_attention", q, k, v, key_pe)) return;
   floating("span_attention", "q", q);
   RMOE_CHECK(q.dim() == 4, "span_attention: q must be [B, H, M, C], got ", q.sizes());
   RMOE_CHECK(key_pe.dim() == 2 && key_pe.size(0) == q.size(3), "span_attention: key_pe must be [", q.size(3),

@@ -6,9 +6,6 @@
 
 namespace rmoe::plot {
 
-// Invalid UTF-8 and control characters other than newline and tab become U+FFFD.
-std::string printable_utf8(std::string_view bytes);
-
 // printable_utf8() with & < > " ' escaped: safe as text and inside quoted attributes.
 std::string escape_html(std::string_view bytes);
 

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "rmoe/base/error.h"
+#include "rmoe/base/utf8.h"
 #include "rmoe/plot/gnuplot.h"
 #include "rmoe/plot/html.h"
 #include "rmoe/plot/number.h"

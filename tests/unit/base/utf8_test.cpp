@@ -85,5 +85,27 @@ TEST(UnfinishedTail, CountsOnlyBytesThatMayStillBecomeACharacter) {
   EXPECT_EQ(unfinished_tail("\x80\x80\x80\x80"), 0);
 }
 
+const std::string kBad = "\xEF\xBF\xBD";
+
+TEST(PrintableUtf8, KeepsValidTextNewlinesAndTabs) {
+  std::string text = "a\tb\nÄ€𝄞 \xED\x9F\xBF \xEE\x80\x80 \xF4\x8F\xBF\xBF";
+  EXPECT_EQ(printable_utf8(text), text);
+}
+
+TEST(PrintableUtf8, ReplacesEveryInvalidByte) {
+  EXPECT_EQ(printable_utf8("a\xFF"), "a" + kBad);
+  EXPECT_EQ(printable_utf8("\xC0\xAF"), kBad + kBad);                        // overlong
+  EXPECT_EQ(printable_utf8("\xE0\x80\x80"), kBad + kBad + kBad);             // overlong
+  EXPECT_EQ(printable_utf8("\xED\xA0\x80"), kBad + kBad + kBad);             // surrogate
+  EXPECT_EQ(printable_utf8("\xF4\x90\x80\x80"), kBad + kBad + kBad + kBad);  // beyond U+10FFFF
+  EXPECT_EQ(printable_utf8("\xE2\x82"), kBad + kBad);                        // cut off
+  EXPECT_EQ(printable_utf8("\xC3("), kBad + "(");
+}
+
+TEST(PrintableUtf8, ReplacesControlCharacters) {
+  EXPECT_EQ(printable_utf8(std::string("\0\x1B[2J\r\x7F", 7)), kBad + kBad + "[2J" + kBad + kBad);
+  EXPECT_EQ(printable_utf8("\xC2\x9B"), kBad);  // a one-character terminal command
+}
+
 }  // namespace
 }  // namespace rmoe
