@@ -46,6 +46,9 @@ def check(model, expected, texts, tokenizer, folder):
         out = model.eval()(tokens, output_router_logits=True)
         if model(tokens).router_logits is not None:
             sys.exit(f"{folder}: router_logits where nobody asked for them")
+        plain = model(tokens, return_dict=False)
+        if not isinstance(plain, tuple) or not torch.equal(plain[0], out.logits):
+            sys.exit(f"{folder}: return_dict=False gives {type(plain)}, expected a tuple with the logits in front")
     same(out.logits, expected["logits"], 1e-5, f"{folder}: logits")
     layers = sum(key.startswith("router_logits.") for key in expected)
     if len(out.router_logits) != layers or layers != config.moe_num_layers:
@@ -107,7 +110,7 @@ def main():
         if os.path.exists(logits + ".json"):
             with open(logits + ".json") as file:
                 texts = json.load(file)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not options.import_rmoe)
             if tokenizer.eos_token_id != model.config.eos_token_id:
                 sys.exit(f"{folder}: the tokenizer ends texts by {tokenizer.eos_token_id}, config.json by"
                          f" {model.config.eos_token_id}")

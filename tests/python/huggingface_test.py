@@ -389,7 +389,11 @@ class Exported(Case):
     SHARED = "shared_width = 20\nmoe_weight = 0.4\nshared_weight = 0.7"
     RUNS = {"gru": (DENSE, "", SHARED + "\nbias = true\nstage = { kind = 'gru', width = 12 }"),
             "rnn": ("", "tie_embeddings = true", "stage = { kind = 'rnn', width = 12 }"),
-            "linear": (DENSE, "rope_theta = 500.0", SHARED)}
+            "linear": (DENSE, "rope_theta = 500.0", SHARED),
+            "scaled": ("", "attention_bias = true\nhead_width = 12\n"
+                           "rope_scaling = { kind = 'linear', factor = 4.0 }", "stage = { kind = 'gru', width = 12 }"),
+            "llama3": ("", "head_width = 16\nrope_scaling = { kind = 'llama3', factor = 8.0, low_freq_factor = 1.0,"
+                           " high_freq_factor = 4.0, original_positions = 32 }", "stage = { kind = 'rnn', width = 8 }")}
 
     def python(self, script, *arguments, path=None):
         environment = {k: v for k, v in ENVIRONMENT.items() if k != "PYTHONPATH"}
@@ -444,7 +448,7 @@ class Exported(Case):
         saved = self.path("remote.safetensors"), self.path("package.safetensors")
         self.python("exported_model.py", "--save", saved[0], *pairs)
         out = self.python("exported_model.py", "--import-rmoe", "--save", saved[1], *pairs, path=PACKAGE)
-        self.assertEqual(out.count("2 texts, logits, routing, balance loss and gradients agree"), 3)
+        self.assertEqual(out.count("2 texts, logits, routing, balance loss and gradients agree"), len(self.RUNS))
         remote, package = map(load_file, saved)
         self.assertEqual(sorted(remote), sorted(package))
         for key, tensor in remote.items():

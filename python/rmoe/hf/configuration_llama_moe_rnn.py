@@ -10,7 +10,8 @@ class LlamaMoERNNConfig(PretrainedConfig):
     moe_router_type: "gru", "rnn", or anything else for a linear router without memory; moe_router_rnn_hidden_size: width
     of the state; add_moe_bias: a learned vector is added to the experts' sum; add_moe_share_expert: an expert that every
     token uses, moe_share_expert_intermediate_size wide, y = moe_weight * experts + share_weight * shared;
-    router_aux_loss_coef: weight of the balance loss where output_router_logits asks for it.
+    router_aux_loss_coef: weight of the balance loss where output_router_logits asks for it. rope_scaling: None, or Llama's
+    "linear" or "llama3".
     """
 
     model_type = "llama_moe_rnn"
@@ -19,7 +20,7 @@ class LlamaMoERNNConfig(PretrainedConfig):
     def __init__(self, vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
                  num_attention_heads=32, num_key_value_heads=None, head_dim=None, hidden_act="silu",
                  max_position_embeddings=2048, initializer_range=0.02, rms_norm_eps=1e-6, use_cache=True,
-                 rope_theta=10000.0, rope_scaling=None, num_experts_per_tok=2, num_local_experts=8,
+                 rope_theta=10000.0, rope_scaling=None, attention_bias=False, num_experts_per_tok=2, num_local_experts=8,
                  router_aux_loss_coef=0.001, output_router_logits=False, moe_num_layers=None,
                  moe_expert_intermediate_size=None, add_moe_share_expert=False,
                  moe_share_expert_intermediate_size=None, share_weight=0.5, moe_weight=0.5, add_moe_bias=False,
@@ -39,14 +40,18 @@ class LlamaMoERNNConfig(PretrainedConfig):
         self.use_cache = use_cache
         parameters = kwargs.pop("rope_parameters", None) or {}  # how transformers 5 writes it
         theta = parameters.get("rope_theta", rope_theta)
-        kind = (rope_scaling or parameters).get("rope_type", (rope_scaling or parameters).get("type", "default"))
-        if kind != "default":
-            raise ValueError(f"llama_moe_rnn: rope_type is {kind!r}, expected 'default'")
+        scaling = {key: value for key, value in (rope_scaling or parameters).items() if key != "rope_theta"}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("default", "linear", "llama3"):
+            raise ValueError(f"llama_moe_rnn: rope_type is {kind!r}, expected 'default', 'linear' or 'llama3'")
+        self.attention_bias = attention_bias
         self.num_experts_per_tok = num_experts_per_tok
         self.num_local_experts = num_local_experts
         self.router_aux_loss_coef = router_aux_loss_coef
         self.output_router_logits = output_router_logits
         self.moe_num_layers = num_hidden_layers if moe_num_layers is None else moe_num_layers
+        if not 0 <= self.moe_num_layers <= num_hidden_layers:
+            raise ValueError(f"llama_moe_rnn: moe_num_layers is {moe_num_layers}, expected 0 to {num_hidden_layers}")
         self.moe_expert_intermediate_size = moe_expert_intermediate_size or intermediate_size
         self.add_moe_share_expert = add_moe_share_expert
         self.moe_share_expert_intermediate_size = moe_share_expert_intermediate_size or intermediate_size
@@ -57,8 +62,9 @@ class LlamaMoERNNConfig(PretrainedConfig):
         self.moe_router_rnn_hidden_size = moe_router_rnn_hidden_size
         super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id,
                          tie_word_embeddings=tie_word_embeddings, **kwargs)
-        # Below super(): transformers 5 would fold it into a table of its own.
+        # Below super(): transformers 5 would fold them into a table of its own.
         self.rope_theta = theta
+        self.rope_scaling = None if kind == "default" else {**scaling, "rope_type": kind}
 
 
 __all__ = ["LlamaMoERNNConfig"]

@@ -7,6 +7,8 @@ hidden state, and nothing of it is cached between tokens or kept in a module; so
 This file needs torch and transformers alone. Where `rmoe` is imported, its torch.ops.rmoe take over stage, gate and
 experts, with the same numbers.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -163,10 +165,10 @@ class LlamaMoERNNAttention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         heads, kv_heads = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=config.attention_bias)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x, cos, sin, mask, cache, past):
         split = lambda t: t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # noqa: E731
@@ -224,12 +226,17 @@ class LlamaMoERNNPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_cache_class = True
 
+    def answer(self, return_dict, out):
+        return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
     @torch.no_grad()
     def _init_weights(self, module):
         # Through nn.init alone: transformers 5 keeps it off what a checkpoint has already filled.
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, LlamaMoERNNRMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, LlamaMoERNNCell):
@@ -259,11 +266,25 @@ class LlamaMoERNNModel(LlamaMoERNNPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embed_tokens = value
 
+    def frequencies(self, device, dtype):
+        """[C / 2], of the rotary angles, as Llama scales them."""
+        C, scaling = self.config.head_dim, self.config.rope_scaling or {}
+        plain = self.config.rope_theta ** -(torch.arange(0, C, 2, device=device, dtype=dtype) / C)
+        kind = scaling.get("rope_type", "default")
+        if kind == "default":
+            return plain
+        scaled = plain / scaling["factor"]
+        if kind == "linear":
+            return scaled
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
+        share = ((turns - low) / (high - low)).clamp(0, 1)  # of the plain one: all where a text holds many turns
+        return (1 - share) * scaled + share * plain
+
     def angles(self, positions, dtype):
         """Cosines and sines [B, 1, S, C] of the rotary angles, computed in fp32 at least."""
-        C = self.config.head_dim
         wide = torch.promote_types(dtype, torch.float32)
-        frequency = self.config.rope_theta ** -(torch.arange(0, C, 2, device=positions.device, dtype=wide) / C)
+        frequency = self.frequencies(positions.device, wide)
         angle = positions.to(wide).unsqueeze(-1) * frequency
         angle = torch.cat((angle, angle), -1).unsqueeze(1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -285,7 +306,10 @@ class LlamaMoERNNModel(LlamaMoERNNPreTrainedModel):
         return seen.unsqueeze(1)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-                use_cache=None, output_hidden_states=None, output_router_logits=None, **kwargs):
+                use_cache=None, output_hidden_states=None, output_router_logits=None, output_attentions=None,
+                return_dict=None, **kwargs):
+        if output_attentions:
+            raise ValueError("llama_moe_rnn: output_attentions: attention weights are not computed")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         config = self.config
@@ -315,9 +339,10 @@ class LlamaMoERNNModel(LlamaMoERNNPreTrainedModel):
         hidden = self.norm(hidden)
         wanted = config.output_router_logits if output_router_logits is None else output_router_logits
         states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return MoeModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values if use_cache else None,
-                                      hidden_states=(*all_hidden, hidden) if states else None,
-                                      router_logits=tuple(router_logits) if wanted else None)
+        return self.answer(return_dict, MoeModelOutputWithPast(
+            last_hidden_state=hidden, past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*all_hidden, hidden) if states else None,
+            router_logits=tuple(router_logits) if wanted else None))
 
 
 def balance_loss(router_logits, top_k, attention_mask=None):
@@ -359,13 +384,13 @@ class LlamaMoERNNForCausalLM(LlamaMoERNNPreTrainedModel, GenerationMixin):
         self.lm_head = value
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-                labels=None, use_cache=None, output_hidden_states=None, output_router_logits=None, logits_to_keep=0,
-                **kwargs):
+                labels=None, use_cache=None, output_hidden_states=None, output_router_logits=None, output_attentions=None,
+                return_dict=None, logits_to_keep=0, **kwargs):
         """labels [B, S], -100 ignored, shifted here. With output_router_logits the result has router_logits, one [T, N]
         per MoE layer, and aux_loss, which `loss` holds times router_aux_loss_coef."""
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                         output_hidden_states, wanted)
+                         output_hidden_states, wanted, output_attentions, return_dict=True)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = aux_loss = None
@@ -382,9 +407,9 @@ class LlamaMoERNNForCausalLM(LlamaMoERNNPreTrainedModel, GenerationMixin):
             aux_loss = balance_loss(out.router_logits, self.config.num_experts_per_tok, mask)
             if loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
-        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits,
-                                         past_key_values=out.past_key_values, hidden_states=out.hidden_states,
-                                         router_logits=out.router_logits)
+        return self.answer(return_dict, MoeCausalLMOutputWithPast(
+            loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states, router_logits=out.router_logits))
 
 
 # So that save_pretrained writes config.json with an auto_map and both files beside it.

@@ -268,7 +268,7 @@ Json config_fields(const ModelConfig& m, ModelType type, const Extras& extras) {
   c["num_hidden_layers"] = m.layers;
   c["num_attention_heads"] = m.heads;
   c["num_key_value_heads"] = m.kv_heads();
-  if (type != ModelType::kOlmoe && type != ModelType::kLlamaMoeRnn) c["head_dim"] = m.head_width();
+  if (type != ModelType::kOlmoe) c["head_dim"] = m.head_width();
   c["hidden_act"] = "silu";
   c["max_position_embeddings"] = extras.positions;
   if (m.init_std > 0) c["initializer_range"] = m.init_std;
@@ -370,7 +370,7 @@ Described read_config(const Json& config, const std::string& what) {
                                                                   : m.heads;
   m.llama.kv_heads = in.width("num_key_value_heads", kv_heads);
   // Qwen3's class takes the attribute where it is there, the others' too; only OLMoE knows no such field.
-  if (d.type != ModelType::kOlmoe && d.type != ModelType::kLlamaMoeRnn && in.find("head_dim")) {
+  if (d.type != ModelType::kOlmoe && in.find("head_dim")) {
     m.llama.head_width = in.width("head_dim");
     // One spelling for each model, so that a way there and back ends where it began.
     if (m.llama.head_width * m.heads == m.width) m.llama.head_width = 0;
