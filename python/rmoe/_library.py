@@ -1,12 +1,12 @@
 """Finds and loads librmoe.so, and runs code when another package is imported."""
 import importlib
-import importlib.abc
-import importlib.machinery
 import pathlib
 import sys
 import warnings
 
 import torch
+
+from _rmoe_lm_eval import AfterImport
 
 
 def candidates():
@@ -34,32 +34,9 @@ def load():
     return True
 
 
-class _Then(importlib.abc.MetaPathFinder):
-    """Lets the other finders load a module, and imports ours right after it."""
-
-    def __init__(self, name, then):
-        self.name, self.then = name, then
-
-    def find_spec(self, name, path=None, target=None):
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is None or spec.loader is None:
-            return spec
-        run = spec.loader.exec_module
-
-        def exec_module(module):
-            run(module)
-            importlib.import_module(self.then)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
 def when_imported(name, then):
     """Imports the module `then` as soon as `name` is imported; at once where it already is."""
     if name in sys.modules:
         importlib.import_module(then)
     else:
-        sys.meta_path.insert(0, _Then(name, then))
+        AfterImport(name, lambda: importlib.import_module(then))

@@ -187,5 +187,13 @@ class Hf(unittest.TestCase):
                                        atol=1e-5)
 
 
+class Registration(unittest.TestCase):
+    def test_whoever_looks_for_transformers_first(self):
+        code = ("import rmoe, importlib.util as u, sys; u.find_spec('transformers'); assert 'transformers' not in sys.modules;"
+                "from transformers import CONFIG_MAPPING; print('llama_moe_rnn' in CONFIG_MAPPING)")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        self.assertEqual(done.stdout.strip(), "True", done.stderr[-500:])
+
+
 if __name__ == "__main__":
     unittest.main()

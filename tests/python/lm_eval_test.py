@@ -191,7 +191,8 @@ class LmEval(unittest.TestCase):
             rmoe.lm_eval.RmoeLM(path="/nowhere")
 
     def test_lm_eval_finds_the_name_by_itself(self):
-        code = "import _rmoe_lm_eval, lm_eval.models, lm_eval.api.registry as r; print(r.get_model('rmoe').__name__)"
+        code = "import _rmoe_lm_eval, importlib.util as u; u.find_spec('lm_eval.models')\n" \
+            "import lm_eval.models, lm_eval.api.registry as r; print(r.get_model('rmoe').__name__)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": str(ROOT / "python")})
         self.assertEqual(done.stdout.strip(), "RmoeLM", done.stderr[-500:])
