@@ -30,6 +30,8 @@ class RecurrentCell(nn.Module):
         super().__init__()
         if stage not in GATES:
             raise ValueError(f"RecurrentCell: stage is {stage!r}, expected one of {', '.join(GATES)}")
+        if width < 1:
+            raise ValueError(f"RecurrentCell: width is {width}, expected at least 1")
         self.stage, self.width, self.input_width = stage, width, input_width or width
         rows, kind = len(GATES[stage]) * width, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(rows, self.input_width, **kind))

@@ -19,6 +19,13 @@ def _no_dropout(p):
         raise NotImplementedError(f"rmoe.plain: dropout_p is {p}, but dropout needs librmoe.so; expected 0")
 
 
+def _shape(op, **expected):
+    """Refuses what PyTorch would broadcast or cut: name=(tensor or None, its shape)."""
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise RuntimeError(f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}")
+
+
 def linear(x, w, b=None):
     return F.linear(x, w.to(x.dtype), None if b is None else b.to(x.dtype))
 
@@ -32,6 +39,13 @@ def _gru_cell(x, state, w_ih, w_hh, b_ih, b_hh):
 
 
 def recurrent_stage(cell, x, state, cell_state, projection, w_ih, w_hh, b_ih, b_hh):
+    if cell not in ("gru", "rnn", "lstm"):
+        raise RuntimeError(f"recurrent_stage: unknown cell '{cell}', expected rnn, gru or lstm")
+    if cell_state is not None and cell != "lstm":
+        raise RuntimeError(f"recurrent_stage: cell '{cell}' has no cell_state")
+    (T, D), (rows, P) = x.shape, w_hh.shape
+    _shape("recurrent_stage", state=(state, (T, P)), cell_state=(cell_state, (T, P)), projection=(projection, (P, D)),
+           w_ih=(w_ih, (rows, D if projection is None else P)), b_ih=(b_ih, (rows,)), b_hh=(b_hh, (rows,)))
     x, state, cell_state, projection, w_ih, w_hh, b_ih, b_hh = (
         None if t is None else t.to(_wide(x)) for t in (x, state, cell_state, projection, w_ih, w_hh, b_ih, b_hh))
     if projection is not None:
@@ -41,8 +55,6 @@ def recurrent_stage(cell, x, state, cell_state, projection, w_ih, w_hh, b_ih, b_
     gates = F.linear(x, w_ih, b_ih) + (b_hh if state is None else F.linear(state, w_hh, b_hh))
     if cell == "rnn":
         return torch.tanh(gates), x.new_empty(0)
-    if cell != "lstm":
-        raise RuntimeError(f"recurrent_stage: unknown cell '{cell}', expected rnn, gru or lstm")
     i, f, g, o = gates.chunk(4, 1)
     c = torch.sigmoid(i) * torch.tanh(g)
     if cell_state is not None:
@@ -55,7 +67,10 @@ def gate(feature, weight, bias, top_k, renormalize):
 
 
 def added_gate(feature, weight, bias, added, top_k, renormalize):
-    wide = _wide(feature)
+    wide, N = _wide(feature), weight.shape[0]
+    if not 1 <= top_k <= N:
+        raise RuntimeError(f"gate: top_k is {top_k}, expected 1 to {N}")
+    _shape("gate", bias=(bias, (N,)), added=(added, (feature.shape[0], N)))
     logits = F.linear(feature.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     if added is not None:
         logits = logits + added.to(wide)
@@ -68,6 +83,7 @@ def added_gate(feature, weight, bias, added, top_k, renormalize):
 
 def experts(x, ids, weights, w1, b1, w2, b2, w3, dropout_p=0.0, dropout_key=0):
     _no_dropout(dropout_p)
+    _shape("experts", ids=(ids, (x.shape[0], ids.shape[-1])), weights=(weights, ids.shape))
     y = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
     cast = lambda t, e: None if t is None else t[e].to(x.dtype)  # noqa: E731
     for e in range(w1.shape[0]):
@@ -81,6 +97,7 @@ def experts(x, ids, weights, w1, b1, w2, b2, w3, dropout_p=0.0, dropout_key=0):
 
 
 def rms_norm(x, weight, eps):
+    _shape("norm", weight=(weight, x.shape[-1:]))
     wide = x.to(_wide(x))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(x.dtype)
 
@@ -92,11 +109,13 @@ def layer_norm(x, weight, bias, eps):
 
 def add_rms_norm(x, branch, weight, eps, dropout_p=0.0, dropout_key=0):
     _no_dropout(dropout_p)
+    _shape("norm", branch=(branch, x.shape))
     return x + branch, rms_norm(x + branch, weight, eps)
 
 
 def add_layer_norm(x, branch, weight, bias, eps, dropout_p=0.0, dropout_key=0):
     _no_dropout(dropout_p)
+    _shape("norm", branch=(branch, x.shape))
     return x + branch, layer_norm(x + branch, weight, bias, eps)
 
 
@@ -110,6 +129,9 @@ def causal_attention(q, k, v, cos=None, sin=None):
     if cos is not None:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     Sq, Sk, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    if Sk < Sq:
+        raise RuntimeError(f"causal_attention: {Sq} queries but {Sk} keys")
+    _shape("causal_attention", v=(v, k.shape), k=(k, (q.shape[0], Sk, k.shape[2], q.shape[3])))
     k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
     scores = torch.einsum("bqhc,bkhc->bhqk", q, k).to(_wide(q)) / math.sqrt(q.shape[3])
     hidden = torch.ones(Sq, Sk, dtype=torch.bool, device=q.device).triu(Sk - Sq + 1)
@@ -126,6 +148,7 @@ def span_attention(q, k, v, key_pe, dropout_p=0.0, dropout_key=0):
 
 
 def linear_cross_entropy(x, w, b, targets, ignore_index=-100, z_loss=0.0, scale=1.0):
+    _shape("linear_cross_entropy", targets=(targets, x.shape[:1]))
     logits = linear(x, w, b).to(_wide(x))
     counts = targets != ignore_index
     lse = logits.logsumexp(-1)

@@ -261,6 +261,26 @@ class Ops(unittest.TestCase):
                             self.assertGreater(len(str(error)), 10)
                             self.assertNotIn("INTERNAL ASSERT", str(error))
 
+    def test_the_formulas_refuse_what_the_ops_refuse(self):
+        z = torch.zeros
+        cell = lambda kind, state, c, T=3, P=4, G=3: (  # noqa: E731
+            kind, z(T, 6), state, c, z(P, 6), z(G * P, P), z(G * P, P), z(G * P), z(G * P))
+        for name, args in (("gate", (z(3, 7), z(5, 7), None, 9, True)), ("gate", (z(3, 7), z(5, 7), None, 0, True)),
+                           ("gate", (z(3, 7), z(5, 7), z(1), 2, True)),
+                           ("added_gate", (z(3, 7), z(5, 7), None, z(1, 5), 2, True)),
+                           ("recurrent_stage", cell("gru", z(1, 4), None)),
+                           ("recurrent_stage", cell("gru", None, z(3, 4))),
+                           ("recurrent_stage", cell("lstm", z(3, 4), z(1, 4), G=4)),
+                           ("add_rms_norm", (z(3, 6), z(1, 6), z(6), 1e-5, 0.0, 0)),
+                           ("add_layer_norm", (z(3, 6), z(6), z(6), z(6), 1e-5, 0.0, 0)),
+                           ("rms_norm", (z(3, 6), z(1), 1e-5)),
+                           ("causal_attention", (z(1, 5, 2, 4), z(1, 3, 2, 4), z(1, 3, 2, 4), None, None)),
+                           ("causal_attention", (z(2, 3, 2, 4), z(1, 3, 2, 4), z(1, 3, 2, 4), None, None)),
+                           ("linear_cross_entropy", (z(3, 6), z(5, 6), None, z(2, dtype=torch.long), -100, 0.0, 1.0))):
+            for module in (R, plain):
+                with self.subTest(name, module=module), self.assertRaisesRegex(RuntimeError, f"{name}|norm|gate"):
+                    getattr(module, name)(*args)
+
     def test_messages_name_the_op_the_argument_and_what_was_expected(self):
         x, w = torch.zeros(4, 6), torch.zeros(5, 7)
         for inference in (True, False):
