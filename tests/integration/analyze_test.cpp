@@ -149,7 +149,8 @@ TEST_P(Analyze, GradientsEqualSeparateBackwardPasses) {
     for (Param& p : run.params.all()) p.value.mutable_grad() = Tensor();
     const auto forward = run.model->forward(inputs, {}, {.training = true, .hidden_only = true});
     const Linear head = run.model->head();
-    const Tensor lm = linear_cross_entropy(forward.hidden_TD, head.weight_OI, head.bias_O, ids.narrow(0, 1, rows * block)).loss;
+    const Tensor lm =
+        linear_cross_entropy(forward.hidden_TD, head.weight_OI, head.bias_O, ids.narrow(0, 1, rows * block)).loss;
     const Tensor balance = run.model->routing().loss(forward.trace);
     (which == 0 ? lm + balance : which == 1 ? lm : balance).backward();
     std::vector<Tensor> gradients;
@@ -223,8 +224,12 @@ TEST_P(Analyze, LiveGradientsAddUpOverMicroBatchesAndScaleWithTheWeight) {
     c.train.gradient_sources_every = 1;
     c.train.accumulate = accumulate;
     c.model.moe.balance[0].weight = weight;
-    Trainer trainer([&] { c.model.vocab_size = 256; return c; }(),
-                    data::TokenFile::open(dir_.path() / "data" / "train.tok"));
+    Trainer trainer(
+        [&] {
+          c.model.vocab_size = 256;
+          return c;
+        }(),
+        data::TokenFile::open(dir_.path() / "data" / "train.tok"));
     return trainer.step();
   };
   const StepSums one = first_step(0.01, 1), two = first_step(0.02, 1), none = first_step(0, 1);
@@ -255,7 +260,8 @@ TEST_P(Analyze, ATraceOfAnotherModelIsRefused) {
 INSTANTIATE_TEST_SUITE_P(All, Analyze,
                          ::testing::Combine(::testing::Values(Family::kSpan, Family::kLlama), ::testing::Bool()),
                          [](const auto& param_info) {
-                           return rmoe::testing::tiny_name(std::get<0>(param_info.param), std::get<1>(param_info.param));
+                           return rmoe::testing::tiny_name(std::get<0>(param_info.param),
+                                                           std::get<1>(param_info.param));
                          });
 
 }  // namespace

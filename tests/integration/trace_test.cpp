@@ -1,4 +1,6 @@
 // Traces of real runs: what is recorded is what the routers did, and replay forces it.
+#include "rmoe/eval/trace.h"
+
 #include <cstring>
 
 #include <gtest/gtest.h>
@@ -9,7 +11,6 @@
 #include "rmoe/data/token_file.h"
 #include "rmoe/eval/evaluate.h"
 #include "rmoe/eval/run.h"
-#include "rmoe/eval/trace.h"
 #include "rmoe/io/metrics.h"
 #include "rmoe/train/run.h"
 #include "tests/support/temp_dir.h"
@@ -96,7 +97,8 @@ TEST_P(Traces, HoldWhatTheRoutersDid) {
         }
         if (!recurrent()) continue;
         for (int64_t p = 0; p < 8; ++p) {
-          ASSERT_EQ(value<float>(trace, seen, "states", static_cast<int64_t>(l) * 8 + p), r.state_TP[t][p].item<float>());
+          ASSERT_EQ(value<float>(trace, seen, "states", static_cast<int64_t>(l) * 8 + p),
+                    r.state_TP[t][p].item<float>());
         }
       }
     }

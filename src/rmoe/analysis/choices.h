@@ -15,9 +15,9 @@ class Selections {
   void add(const Chunk& chunk);
   int64_t tokens() const { return tokens_; }
   const std::vector<std::vector<int64_t>>& counts() const { return counts_; }  // [L][N] rows
-  Matrix fractions() const;                       // of a layer's rows; each sums to 1
-  std::vector<int64_t> dead() const;              // per layer, experts that no token chose
-  std::vector<double> imbalance() const;          // per layer, largest over mean; 1 is even
+  Matrix fractions() const;                                                    // of a layer's rows; each sums to 1
+  std::vector<int64_t> dead() const;                                           // per layer, experts that no token chose
+  std::vector<double> imbalance() const;  // per layer, largest over mean; 1 is even
 
  private:
   Shape shape_;
@@ -55,10 +55,10 @@ class Paths {
  private:
   Shape shape_;
   int64_t tokens_ = 0, beyond_ = 0, all_tokens_ = 0;
-  std::unordered_map<uint64_t, int64_t> paths_;          // hash of the path -> tokens
-  std::vector<std::vector<int64_t>> pairs_;              // [L - 1][N * N], first experts
-  std::vector<std::vector<int64_t>> chosen_;             // [L][N], rows
-  std::vector<int64_t> shared_, rows_;                   // [L - 1]
+  std::unordered_map<uint64_t, int64_t> paths_;  // hash of the path -> tokens
+  std::vector<std::vector<int64_t>> pairs_;      // [L - 1][N * N], first experts
+  std::vector<std::vector<int64_t>> chosen_;     // [L][N], rows
+  std::vector<int64_t> shared_, rows_;           // [L - 1]
 };
 
 // What a token is: by its text, and by how common it is.

@@ -17,10 +17,10 @@ struct Shape {
 // T tokens in the order of the text. Arrays are row-major.
 struct Chunk {
   Shape shape;
-  int64_t tokens = 0;                  // T
-  const int32_t* ids_TLK = nullptr;    // [T, L, slots], by falling score; -1: unused
-  const float* probs_TLN = nullptr;    // [T, L, N], each sums to 1; null: not known
-  const int32_t* tokens_T = nullptr;   // ids in the vocabulary; null: not known
+  int64_t tokens = 0;                    // T
+  const int32_t* ids_TLK = nullptr;      // [T, L, slots], by falling score; -1: unused
+  const float* probs_TLN = nullptr;      // [T, L, N], each sums to 1; null: not known
+  const int32_t* tokens_T = nullptr;     // ids in the vocabulary; null: not known
   const int64_t* positions_T = nullptr;  // token i follows token i - 1 in the text where the positions do
 
   const int32_t* ids(int64_t t, int64_t layer) const { return ids_TLK + (t * shape.layers + layer) * shape.slots; }

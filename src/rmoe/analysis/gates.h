@@ -22,11 +22,11 @@ class MutualInformation {
  private:
   Shape shape_;
   int64_t tokens_ = 0;
-  std::vector<double> sums_;             // [L, L], the upper triangle
-  std::vector<double> step_;             // step_[c] = (c + 1) ln(c + 1) - c ln c
-  std::vector<uint16_t> joint_;          // [bins, bins], zero between calls
-  std::vector<uint8_t> bins_;            // [L, N] of one token
-  std::vector<double> single_;           // [L], sum c ln c of one token
+  std::vector<double> sums_;     // [L, L], the upper triangle
+  std::vector<double> step_;     // step_[c] = (c + 1) ln(c + 1) - c ln c
+  std::vector<uint16_t> joint_;  // [bins, bins], zero between calls
+  std::vector<uint8_t> bins_;    // [L, N] of one token
+  std::vector<double> single_;   // [L], sum c ln c of one token
 };
 
 // Gate entropy -sum g ln g in nats, per token (Fig. 4).
@@ -47,7 +47,7 @@ class GateEntropy {
 class InnerOuterBalance {
  public:
   explicit InnerOuterBalance(const Shape& shape);
-  void add(const Chunk& chunk);  // with probs
+  void add(const Chunk& chunk);                                       // with probs
   const std::vector<Histogram>& log_inner() const { return inner_; }  // per layer, of ln(ratio)
   const std::vector<Histogram>& outer() const { return outer_; }
   Histogram all_log_inner() const;

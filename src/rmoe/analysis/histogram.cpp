@@ -42,7 +42,8 @@ std::vector<double> Histogram::shares(int64_t groups) const {
   RMOE_ASSERT(each * static_cast<size_t>(groups) == bins_.size());
   std::vector<double> shares(static_cast<size_t>(groups), 0);
   if (count_ == 0) return shares;
-  for (size_t i = 0; i < bins_.size(); ++i) shares[i / each] += static_cast<double>(bins_[i]) / static_cast<double>(count_);
+  for (size_t i = 0; i < bins_.size(); ++i)
+    shares[i / each] += static_cast<double>(bins_[i]) / static_cast<double>(count_);
   return shares;
 }
 

@@ -164,7 +164,8 @@ class Builder {
         "Each cell says how much the gate scores of one layer tell about those of another for the same token, in nats: "
         "0 means that the two layers score without regard to each other. The diagonal is the most there is to tell, "
         "the entropy of a layer's own scores in 100 bins; look for dark cells away from it.",
-        "The paper shows it as a picture (Fig. 3, 6, 7), without numbers: RMoE's layers share more than those of routers "
+        "The paper shows it as a picture (Fig. 3, 6, 7), without numbers: RMoE's layers share more than those of "
+        "routers "
         "without a state.");
     Csv csv("run,layer,other_layer,nats");
     double largest = 0, least = std::numeric_limits<double>::infinity();
@@ -221,8 +222,10 @@ class Builder {
   void balance() {
     Section& s = section(
         "balance", "Inner and outer balance",
-        "Inner balance is the largest gate score over the second largest, on a logarithmic axis: near 1 (0 in the plot) "
-        "the two best experts work together, far above it one does all the work. Outer balance is the sum of the K largest scores: near 1 the router has made "
+        "Inner balance is the largest gate score over the second largest, on a logarithmic axis: near 1 (0 in the "
+        "plot) "
+        "the two best experts work together, far above it one does all the work. Outer balance is the sum of the K "
+        "largest scores: near 1 the router has made "
         "up its mind, near K / N it sees no difference between the experts.",
         "Table 8 of the paper, medians, inner / outer: SMoE 34.68 / 0.915, HyperMoE 34.60 / 0.920, CosineMoE 7.611 / "
         "0.794, XMoE 19.93 / 0.861, RandomMoE 2.000 / 0.414, RMoE 2.021 / 0.573; without passing the state on 16.58 / "
@@ -231,31 +234,32 @@ class Builder {
     for (const Json& run : runs_) {
       const auto inner = numbers(at(run, {"balance", "inner", "layers"}));
       const auto outer = numbers(at(run, {"balance", "outer", "layers"}));
-      for (size_t l = 0; l < outer.size(); ++l) csv.row(name_of(run), l + 1, l < inner.size() ? inner[l] : kNaN, outer[l]);
+      for (size_t l = 0; l < outer.size(); ++l)
+        csv.row(name_of(run), l + 1, l < inner.size() ? inner[l] : kNaN, outer[l]);
       if (!outer.empty()) {
         csv.row(name_of(run), "all", number(at(run, {"balance", "inner", "median"})),
                 number(at(run, {"balance", "outer", "median"})));
       }
     }
     s.csv = csv.text();
-    add(s, "inner_balance", lines("Distribution of the inner balance", "ln(largest / second largest score)",
-                                  "% of tokens and layers", [](const Json& run) {
-                                    return over_bins(at(run, {"balance", "inner", "log_distribution"}));
-                                  }));
-    add(s, "outer_balance", lines("Distribution of the outer balance", "sum of the K largest scores",
-                                  "% of tokens and layers", [](const Json& run) {
-                                    return over_bins(at(run, {"balance", "outer", "distribution"}));
-                                  }));
+    add(s, "inner_balance",
+        lines("Distribution of the inner balance", "ln(largest / second largest score)", "% of tokens and layers",
+              [](const Json& run) { return over_bins(at(run, {"balance", "inner", "log_distribution"})); }));
+    add(s, "outer_balance",
+        lines("Distribution of the outer balance", "sum of the K largest scores", "% of tokens and layers",
+              [](const Json& run) { return over_bins(at(run, {"balance", "outer", "distribution"})); }));
   }
 
   void similarity() {
-    Section& s = section(
-        "expert_similarity", "Similarity of the experts",
-        "How alike the experts of a layer are: each is the mean of its weight matrices over their inner dimension, scaled "
-        "to length 1, and the number is the mean product of two experts. A box holds the layers of one checkpoint, with "
-        "the median as a bar and whiskers to the extremes; the dashed line is a random start, and lower boxes mean that "
-        "the experts have become more different.",
-        "The paper shows boxes over checkpoints (Fig. 5, 13), without numbers.");
+    Section& s = section("expert_similarity", "Similarity of the experts",
+                         "How alike the experts of a layer are: each is the mean of its weight matrices over their "
+                         "inner dimension, scaled "
+                         "to length 1, and the number is the mean product of two experts. A box holds the layers of "
+                         "one checkpoint, with "
+                         "the median as a bar and whiskers to the extremes; the dashed line is a random start, and "
+                         "lower boxes mean that "
+                         "the experts have become more different.",
+                         "The paper shows boxes over checkpoints (Fig. 5, 13), without numbers.");
     Csv csv("run,step,layer,similarity,similarity_without_diagonal");
     plot::BoxPlot with, without;
     with.title = "Similarity of the experts over checkpoints";
@@ -267,8 +271,8 @@ class Builder {
     for (const Json& run : runs_) {
       const Json& checkpoints = at(run, {"expert_similarity", "checkpoints"});
       plot::BoxPlot::Group all{name_of(run), colour, {}, number(at(run, {"expert_similarity", "random"}))};
-      plot::BoxPlot::Group others{name_of(run), colour++, {},
-                                  number(at(run, {"expert_similarity", "random_without_diagonal"}))};
+      plot::BoxPlot::Group others{
+          name_of(run), colour++, {}, number(at(run, {"expert_similarity", "random_without_diagonal"}))};
       if (!checkpoints.is_array()) continue;
       for (const Json& point : checkpoints) {
         const auto step = number(point.at("step"));
@@ -293,7 +297,8 @@ class Builder {
     Section& s = section(
         "router_weights", "Weights of the routers",
         "The size of each layer's gate, the matrix that turns what the router reads into N logits: its norm, and the "
-        "standard deviation of its elements. Large weights make decided routers, so this goes against the gate entropy.",
+        "standard deviation of its elements. Large weights make decided routers, so this goes against the gate "
+        "entropy.",
         "The paper shows both by layer (Fig. 11), without numbers.");
     Csv csv("run,layer,norm,deviation");
     for (const Json& run : runs_) {
@@ -302,8 +307,8 @@ class Builder {
       for (size_t l = 0; l < norms.size(); ++l) csv.row(name_of(run), l + 1, norms[l], deviations[l]);
     }
     s.csv = csv.text();
-    for (const auto& [key, label] : {std::pair{"norm", "norm of the gate's weight"},
-                                     {"deviation", "deviation of the gate's weights"}}) {
+    for (const auto& [key, label] :
+         {std::pair{"norm", "norm of the gate's weight"}, {"deviation", "deviation of the gate's weights"}}) {
       add(s, str("router_weight_", key), lines(label, "MoE layer", label, [key = key](const Json& run) {
             return over_layers(member(at(run, {"router_weights", "layers"}), key));
           }));
@@ -311,11 +316,12 @@ class Builder {
   }
 
   void selection() {
-    Section& s = section(
-        "selection", "Use of the experts",
-        "Each row is a layer, each cell an expert: how often it is chosen, relative to the equal share (1). A row of one "
-        "shade is a balanced layer; white cells are experts that hardly any token reaches, and dark ones do their work.",
-        "The paper shows frequencies by layer (Fig. 12), without numbers.");
+    Section& s = section("selection", "Use of the experts",
+                         "Each row is a layer, each cell an expert: how often it is chosen, relative to the equal "
+                         "share (1). A row of one "
+                         "shade is a balanced layer; white cells are experts that hardly any token reaches, and dark "
+                         "ones do their work.",
+                         "The paper shows frequencies by layer (Fig. 12), without numbers.");
     Csv csv("run,layer,expert,fraction");
     double largest = 2;
     std::vector<std::vector<std::vector<double>>> all;
@@ -344,12 +350,14 @@ class Builder {
   }
 
   void gradients() {
-    Section& s = section(
-        "gradients", "Gradient of the routers, by source",
-        "How hard each loss pulls at the routers' parameters: the norm of the gradient from the language-model loss, from "
-        "the balance losses, and from both together. Where the balance line is above the other, the router learns to be "
-        "even rather than to be useful.",
-        "Table 11 of the paper follows these norms and the drop ratio (tokens beyond an expert's capacity) over training.");
+    Section& s = section("gradients", "Gradient of the routers, by source",
+                         "How hard each loss pulls at the routers' parameters: the norm of the gradient from the "
+                         "language-model loss, from "
+                         "the balance losses, and from both together. Where the balance line is above the other, the "
+                         "router learns to be "
+                         "even rather than to be useful.",
+                         "Table 11 of the paper follows these norms and the drop ratio (tokens beyond an expert's "
+                         "capacity) over training.");
     Csv csv("run,step,layer,whole,lm,balance,drop_ratio");
     for (size_t i = 0; i < runs_.size(); ++i) {
       const Json& run = runs_[i];
@@ -358,15 +366,14 @@ class Builder {
       if (g.contains("layers")) {
         const Json& layers = g.at("layers");
         for (size_t l = 0; l < layers.size(); ++l) {
-          csv.row(name_of(run), number(run.at("step")), l + 1, number(layers[l].at("whole")), number(layers[l].at("lm")),
-                  number(layers[l].at("balance")), kNaN);
+          csv.row(name_of(run), number(run.at("step")), l + 1, number(layers[l].at("whole")),
+                  number(layers[l].at("lm")), number(layers[l].at("balance")), kNaN);
         }
         csv.row(name_of(run), number(run.at("step")), "all", number(g.at("whole")), number(g.at("lm")),
                 number(g.at("balance")), number(g.at("drop_ratio")));
         add(s, file_of("router_gradient", i),
-            sources("Gradient norm of the routers by layer", "MoE layer", [&](const char* key) {
-              return over_layers(member(layers, key));
-            }),
+            sources("Gradient norm of the routers by layer", "MoE layer",
+                    [&](const char* key) { return over_layers(member(layers, key)); }),
             runs_.size() > 1 ? name_of(run) : "");
       }
       const Json& training = at(g, {"training"});
@@ -377,12 +384,13 @@ class Builder {
         }
         const auto steps = member(training, "step");
         add(s, file_of("router_gradient_training", i),
-            sources("Gradient norm of the routers during training", "training step", [&](const char* key) {
-              const auto values = member(training, key);
-              std::vector<PlotPoint> points;
-              for (size_t p = 0; p < steps.size(); ++p) points.push_back({steps[p], values[p]});
-              return plot::thin_out(points, 160);
-            }),
+            sources("Gradient norm of the routers during training", "training step",
+                    [&](const char* key) {
+                      const auto values = member(training, key);
+                      std::vector<PlotPoint> points;
+                      for (size_t p = 0; p < steps.size(); ++p) points.push_back({steps[p], values[p]});
+                      return plot::thin_out(points, 160);
+                    }),
             str(runs_.size() > 1 ? name_of(run) + ", " : "", "during training"));
       }
     }
@@ -404,11 +412,11 @@ class Builder {
   }
 
   void depth() {
-    Section& s = section(
-        "loss_by_depth", "Loss against depth",
-        "The loss of models with different numbers of layers on the same text, one line for each kind of router. A line "
-        "that falls faster means a router that makes better use of depth.",
-        "The paper has it for 6, 12, 18, 24 and 32 layers on Enwik8 (Fig. 2, 14), as a picture.");
+    Section& s = section("loss_by_depth", "Loss against depth",
+                         "The loss of models with different numbers of layers on the same text, one line for each kind "
+                         "of router. A line "
+                         "that falls faster means a router that makes better use of depth.",
+                         "The paper has it for 6, 12, 18, 24 and 32 layers on Enwik8 (Fig. 2, 14), as a picture.");
     Csv csv("run,router,layers,loss,bits_per_character");
     std::map<std::string, std::map<double, std::vector<double>>> by_kind;
     bool bits = true;
@@ -444,7 +452,8 @@ class Builder {
         "paths", "Paths through the layers",
         "How well a token's first expert in one layer foretells its first expert in the next: the share of tokens for "
         "which the commonest successor is right, above the share that guessing the commonest expert gives; the "
-        "information in nats; and the share of a token's experts whose numbers it has in the next layer too, above what "
+        "information in nats; and the share of a token's experts whose numbers it has in the next layer too, above "
+        "what "
         "the loads alone would bring. All three are 0 for layers that decide independently.",
         "Not in the paper.");
     Csv csv("run,from_layer,information,entropy,accuracy,guess,overlap,chance");
@@ -460,9 +469,9 @@ class Builder {
     struct Curve {
       const char *key, *baseline, *label;
     };
-    for (const auto& [key, baseline, label] : {Curve{"accuracy", "guess", "share foretold, above guessing"},
-                                               Curve{"information", nullptr, "information (nats)"},
-                                               Curve{"overlap", "chance", "overlap, above chance"}}) {
+    for (const auto& [key, baseline, label] :
+         {Curve{"accuracy", "guess", "share foretold, above guessing"},
+          Curve{"information", nullptr, "information (nats)"}, Curve{"overlap", "chance", "overlap, above chance"}}) {
       LinePlot plot = lines(label, "from MoE layer", label, [key = key, baseline = baseline](const Json& run) {
         const Json& links = at(run, {"paths", "links"});
         std::vector<double> values = member(links, key);
@@ -477,16 +486,20 @@ class Builder {
   }
 
   void kinds() {
-    Section& s = section(
-        "token_kinds", "What each kind of token is routed to",
-        "The first plot says how much knowing the kind of a token (whitespace, punctuation, start of a word, inside of a "
-        "word) tells about the expert it goes to, layer by layer: 0 is nothing. The maps show it for the layer where it "
-        "tells most: each row is a kind or a band of frequency (the commonest tokens that make up half of the text, the "
-        "next 40 %, the rest), each cell an expert, its shade how often that kind goes there relative to the equal share.",
-        "Not in the paper.");
+    Section& s = section("token_kinds", "What each kind of token is routed to",
+                         "The first plot says how much knowing the kind of a token (whitespace, punctuation, start of "
+                         "a word, inside of a "
+                         "word) tells about the expert it goes to, layer by layer: 0 is nothing. The maps show it for "
+                         "the layer where it "
+                         "tells most: each row is a kind or a band of frequency (the commonest tokens that make up "
+                         "half of the text, the "
+                         "next 40 %, the rest), each cell an expert, its shade how often that kind goes there relative "
+                         "to the equal share.",
+                         "Not in the paper.");
     Csv csv("run,kind,tokens,layer,expert,fraction");
-    add(s, "token_kinds", lines("Information between kind of token and expert", "MoE layer", "information (nats)",
-                                [](const Json& run) { return over_layers(numbers(at(run, {"token_kinds", "information"}))); }));
+    add(s, "token_kinds",
+        lines("Information between kind of token and expert", "MoE layer", "information (nats)",
+              [](const Json& run) { return over_layers(numbers(at(run, {"token_kinds", "information"}))); }));
     double largest = 2;
     std::vector<plot::HeatMap> maps;
     for (const Json& run : runs_) {
@@ -526,13 +539,16 @@ class Builder {
   void state() {
     Section& s = section(
         "state_gradient", "Gradient through the state",
-        "How strongly the language-model loss depends on the router state of each layer, as it is and with the state cut "
-        "between the layers, so that only the layer's own gate answers for it. The distance between the two lines is what "
+        "How strongly the language-model loss depends on the router state of each layer, as it is and with the state "
+        "cut "
+        "between the layers, so that only the layer's own gate answers for it. The distance between the two lines is "
+        "what "
         "the recurrence carries back from later layers, the paper's \"recurrent gradient\".",
         "The paper names this path as one of the two things that the recurrence brings (section 3), without a plot.");
     Csv csv("run,layer,norm,norm_cut");
     for (size_t i = 0; i < runs_.size(); ++i) {
-      const auto whole = numbers(at(runs_[i], {"state_gradient", "layers"})), cut = numbers(at(runs_[i], {"state_gradient", "cut"}));
+      const auto whole = numbers(at(runs_[i], {"state_gradient", "layers"})),
+                 cut = numbers(at(runs_[i], {"state_gradient", "cut"}));
       for (size_t l = 0; l < whole.size(); ++l) csv.row(name_of(runs_[i]), l + 1, whole[l], cut[l]);
       LinePlot plot;
       plot.title = "Gradient of the loss by the router state, " + name_of(runs_[i]);
@@ -578,8 +594,8 @@ std::string summary_table(const Json& runs) {
   std::string out = "<div class=\"scroll\"><table>\n<thead><tr><td></td>";
   int colour = 0;
   for (const Json& run : runs) {
-    out += str("<th scope=\"col\" class=\"n\"><span style=\"border-color:var(--c", colour++ % plot::kSeriesColours, ")\">",
-               plot::escape_html(name_of(run)), "</span></th>");
+    out += str("<th scope=\"col\" class=\"n\"><span style=\"border-color:var(--c", colour++ % plot::kSeriesColours,
+               ")\">", plot::escape_html(name_of(run)), "</span></th>");
   }
   out += "</tr></thead>\n<tbody>\n";
   const auto text_row = [&](const char* label, const std::function<std::string(const Json&)>& of) {
@@ -608,27 +624,35 @@ std::string steps_text(const Json& run) {
 
 std::string report_html(const Json& analysis, const std::string& command) {
   const Json& runs = analysis.at("runs");
-  std::string out = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" "
-                    "content=\"width=device-width,initial-scale=1\">\n<title>What the routers do</title>\n<style>" +
-                    plot::report_css() + "figure h3:empty{display:none}\n</style>\n</head>\n<body>\n<main>\n";
-  out += "<h1>What the routers do</h1>\n<p class=\"lead\">A mixture-of-experts model sends each token, in each layer, to a "
-         "few of its N experts. A router decides which, by a score for every expert. This page looks into the routers of " +
-         str(runs.size(), runs.size() == 1 ? " model" : " models") +
-         "; SMoE's routers read their own layer alone, RMoE's also read a state that runs through the layers.</p>\n";
+  std::string out =
+      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" "
+      "content=\"width=device-width,initial-scale=1\">\n<title>What the routers do</title>\n<style>" +
+      plot::report_css() + "figure h3:empty{display:none}\n</style>\n</head>\n<body>\n<main>\n";
+  out +=
+      "<h1>What the routers do</h1>\n<p class=\"lead\">A mixture-of-experts model sends each token, in each layer, to "
+      "a "
+      "few of its N experts. A router decides which, by a score for every expert. This page looks into the routers "
+      "of " +
+      str(runs.size(), runs.size() == 1 ? " model" : " models") +
+      "; SMoE's routers read their own layer alone, RMoE's also read a state that runs through the layers.</p>\n";
   out += "<h2>In numbers</h2>\n" + summary_table(runs);
-  out += "<p class=\"small\">Lines in the plots have the colours of the names above. Each plot's numbers are in the "
-         "folder csv beside this page, everything is in analysis.json.</p>\n";
+  out +=
+      "<p class=\"small\">Lines in the plots have the colours of the names above. Each plot's numbers are in the "
+      "folder csv beside this page, everything is in analysis.json.</p>\n";
   for (const Section& s : sections(analysis)) {
-    out += "<h2 id=\"" + s.id + "\">" + plot::escape_html(s.title) + "</h2>\n<p>" + plot::escape_html(s.text) + "</p>\n";
+    out +=
+        "<h2 id=\"" + s.id + "\">" + plot::escape_html(s.title) + "</h2>\n<p>" + plot::escape_html(s.text) + "</p>\n";
     out += "<p class=\"small\">" + plot::escape_html(s.paper) + "</p>\n<div class=\"plots\">\n";
     for (const Picture& picture : s.pictures) {
-      out += "<figure>\n<h3>" + plot::escape_html(picture.heading) + "</h3>\n" + picture.draw(Format::kInline) + "</figure>\n";
+      out += "<figure>\n<h3>" + plot::escape_html(picture.heading) + "</h3>\n" + picture.draw(Format::kInline) +
+             "</figure>\n";
     }
     out += "</div>\n";
   }
   out += "<h2>How to repeat it</h2>\n<dl>\n";
   for (const Json& run : runs) {
-    out += "<dt>" + plot::escape_html(name_of(run)) + "</dt><dd>" + plot::escape_html(run.at("path").get<std::string>());
+    out +=
+        "<dt>" + plot::escape_html(name_of(run)) + "</dt><dd>" + plot::escape_html(run.at("path").get<std::string>());
     if (run.at("data").is_string()) out += ", " + plot::escape_html(run.at("data").get<std::string>());
     out += "</dd>\n";
   }

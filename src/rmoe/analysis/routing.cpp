@@ -52,9 +52,8 @@ void RoutingAnalysis::add(const Chunk& chunk) {
 Json RoutingAnalysis::json() const {
   Json out = {{"mutual_information", Json()}, {"gate_entropy", Json()}, {"balance", Json()}};
   if (information_) {
-    out["mutual_information"] = {{"bins", MutualInformation::kBins},
-                                 {"mean", information_->mean()},
-                                 {"matrix", information_->matrix()}};
+    out["mutual_information"] = {
+        {"bins", MutualInformation::kBins}, {"mean", information_->mean()}, {"matrix", information_->matrix()}};
     const Histogram all = entropy_->all();
     std::vector<double> means;
     Json shares = Json::array();
@@ -62,12 +61,12 @@ Json RoutingAnalysis::json() const {
       means.push_back(h.mean());
       shares.push_back(h.shares(kBars));
     }
-    out["gate_entropy"] = {{"most", std::log(static_cast<double>(shape_.experts))},
-                           {"mean", all.mean()},
-                           {"quantiles", quantiles(all, same)},
-                           {"layers", means},
-                           {"distribution", {{"low", 0}, {"high", all.high()}, {"all", all.shares(kBars)},
-                                             {"layers", shares}}}};
+    out["gate_entropy"] = {
+        {"most", std::log(static_cast<double>(shape_.experts))},
+        {"mean", all.mean()},
+        {"quantiles", quantiles(all, same)},
+        {"layers", means},
+        {"distribution", {{"low", 0}, {"high", all.high()}, {"all", all.shares(kBars)}, {"layers", shares}}}};
     const Histogram inner = balance_->all_log_inner(), outer = balance_->all_outer();
     Json inner_json, outer_json;
     if (shape_.experts > 1) {
@@ -118,9 +117,8 @@ Json RoutingAnalysis::json() const {
                        {"tokens", kinds_->tokens(kind)},
                        {"fractions", kinds_->fractions(kind)}});
     }
-    out["token_kinds"] = {{"information", kinds_->information(false)},
-                          {"band_information", kinds_->information(true)},
-                          {"kinds", kinds}};
+    out["token_kinds"] = {
+        {"information", kinds_->information(false)}, {"band_information", kinds_->information(true)}, {"kinds", kinds}};
   }
   return out;
 }

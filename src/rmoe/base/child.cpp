@@ -92,8 +92,7 @@ std::string Child::read_line() {
     if (count <= 0) {
       const int code = wait();
       const bool ours = code >= static_cast<int>(Exit::kBug) && code <= static_cast<int>(Exit::kPeer);
-      throw Error(ours ? static_cast<Exit>(code) : Exit::kPeer,
-                  str(what_, " ended early with exit code ", code));
+      throw Error(ours ? static_cast<Exit>(code) : Exit::kPeer, str(what_, " ended early with exit code ", code));
     }
     buffer_.append(piece, static_cast<size_t>(count));
   }

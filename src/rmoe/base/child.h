@@ -1,10 +1,10 @@
 // A program in another process that answers lines with lines.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
-
-#include <sys/types.h>
 
 namespace rmoe {
 

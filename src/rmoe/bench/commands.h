@@ -33,10 +33,10 @@ struct Machine {
 };
 
 struct OpCommand {
-  std::string op;               // or "all"
-  std::string filter;           // of "OP CASE", those that contain it
+  std::string op;      // or "all"
+  std::string filter;  // of "OP CASE", those that contain it
   std::optional<Precision> dtype;
-  bool check = false;           // whether a ratio below half of its op's floor is a failure
+  bool check = false;  // whether a ratio below half of its op's floor is a failure
   BenchOptions options;
 };
 
@@ -76,7 +76,7 @@ struct WorkloadCommand {
   WorkloadKind kind = WorkloadKind::kStep;
   std::string config_name;  // for the report
   RunConfig config;
-  bool plain = true;  // also without kernels
+  bool plain = true;              // also without kernels
   Tracing trace = Tracing::kOff;  // kEval, of `serve`
   BenchOptions options;
 };

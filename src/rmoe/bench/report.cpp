@@ -127,13 +127,9 @@ Json WorkloadReport::json() const {
                     {"page_faults", v.page_faults},
                     {"peak_rss_bytes", v.peak_memory}});
   }
-  Json out{{"workload", workload_name(kind)},
-           {"config", config_name},
-           {"dtype", enum_name(dtype)},
-           {"params", params},
-           {"machine", machine.json()},
-           {"variants", std::move(list)},
-           {"ratios", Json::object()}};
+  Json out{
+      {"workload", workload_name(kind)}, {"config", config_name},       {"dtype", enum_name(dtype)}, {"params", params},
+      {"machine", machine.json()},       {"variants", std::move(list)}, {"ratios", Json::object()}};
   const VariantRow& ours = variants.front();
   if (const VariantRow* plain = find("plain")) {
     out["ratios"]["plain_over_ours"] = plain->times.best / ours.times.best;

@@ -50,8 +50,7 @@ double tokens_of(const RunConfig& c) { return static_cast<double>(c.train.batch 
 // Training steps on random tokens, in the trainer that `rmoe train` uses.
 class Step : public Workload {
  public:
-  explicit Step(const RunConfig& c)
-      : trainer_(c, random_file(c, kSteps * c.train.batch * (c.train.block + 1) + 1)) {}
+  explicit Step(const RunConfig& c) : trainer_(c, random_file(c, kSteps * c.train.batch * (c.train.block + 1) + 1)) {}
 
   double run() override {
     const Region region("step");
@@ -153,8 +152,7 @@ class Decode : public Inference {
 
 class Prompt : public Inference {
  public:
-  explicit Prompt(const RunConfig& c)
-      : Inference(c), tokens_BS_(random_tokens(c, {c.train.batch, c.train.block})) {}
+  explicit Prompt(const RunConfig& c) : Inference(c), tokens_BS_(random_tokens(c, {c.train.batch, c.train.block})) {}
 
   double run() override {
     const c10::InferenceMode inference;

@@ -1,4 +1,6 @@
 // rmoe analyze: what the routers of some runs do, as numbers, plots and a page.
+#include "rmoe/analysis/analyze.h"
+
 #include <filesystem>
 #include <iomanip>
 #include <iostream>
@@ -6,7 +8,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include "rmoe/analysis/analyze.h"
 #include "rmoe/analysis/report.h"
 #include "rmoe/base/error.h"
 #include "rmoe/base/files.h"
@@ -65,7 +66,8 @@ void print(const Json& result, const std::string& folder) {
   };
   for (const Json& run : result.at("runs")) {
     const Json inner = member(run, "balance", "inner"), outer = member(run, "balance", "outer");
-    out << run.at("path").get<std::string>() << ", " << analysis::steps_text(run) << ", " << run.at("tokens") << " tokens\n";
+    out << run.at("path").get<std::string>() << ", " << analysis::steps_text(run) << ", " << run.at("tokens")
+        << " tokens\n";
     const auto row = [&](const char* name, const std::string& text) {
       out << "  " << std::left << std::setw(28) << name << text << "\n";
     };

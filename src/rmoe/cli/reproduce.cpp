@@ -276,7 +276,8 @@ void setup(CLI::App& app, Globals& globals) {
   app.add_option("--format", options->format, "text or markdown")
       ->check(CLI::IsMember({"text", "markdown"}))
       ->capture_default_str();
-  app.add_flag("--plan", options->plan, "only say how many runs and hours it takes, by measuring some steps of every model");
+  app.add_flag("--plan", options->plan,
+               "only say how many runs and hours it takes, by measuring some steps of every model");
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     if (options->list) return print_list(globals.json);

@@ -20,9 +20,10 @@ void add_trace_options(CLI::App& app, TraceOptions& trace, bool steps) {
         ->needs(file);
   }
   app.add_option("--replay", trace.replay,
-                 steps ? "force the choices of this trace, which must hold every step from the first (--trace-every 1); "
-                         "states and weights are computed anew"
-                       : "force the choices of this trace; states and weights are computed anew");
+                 steps
+                     ? "force the choices of this trace, which must hold every step from the first (--trace-every 1); "
+                       "states and weights are computed anew"
+                     : "force the choices of this trace; states and weights are computed anew");
 }
 
 }  // namespace rmoe::cli

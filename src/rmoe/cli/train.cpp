@@ -51,9 +51,9 @@ void show_plan(const RunConfig& config, bool json) {
        str(plan.params, " of them, ", plan.active_params, " active per token"));
   line("gradients", human_bytes(plan.gradient_bytes), "");
   line("optimizer", human_bytes(plan.optimizer_bytes), "two moments");
-  line("activations", measured(plan.activation_bytes),
-       str("of a micro-batch, ", t.batch / t.accumulate, " x ", t.block, " tokens, recompute ",
-           enum_name(t.recompute)));
+  line(
+      "activations", measured(plan.activation_bytes),
+      str("of a micro-batch, ", t.batch / t.accumulate, " x ", t.block, " tokens, recompute ", enum_name(t.recompute)));
   line("peak", measured(plan.peak_bytes),
        plan.peak_bytes ? "of the whole process, in two steps on random tokens"
                        : "not measured: more than this machine has");

@@ -211,10 +211,9 @@ void add_warnings(Comparison& c) {
   }
   warn(difference_line(c.groups, "not the same batch", [](const Run& r) { return str(r.batch_tokens, " tokens"); }));
   warn(difference_line(c.groups, "not the same number format", [](const Run& r) { return r.dtype; }));
-  const std::string machines =
-      difference_line(c.groups, "not the same machine, so speeds do not compare", [](const Run& r) {
-        return str(r.threads, r.threads == 1 ? " thread of " : " threads of ", r.cpu);
-      });
+  const std::string machines = difference_line(
+      c.groups, "not the same machine, so speeds do not compare",
+      [](const Run& r) { return str(r.threads, r.threads == 1 ? " thread of " : " threads of ", r.cpu); });
   c.same_machine = machines.empty();
   warn(machines);
   for_each_run(c.groups, [&](const Group&, const Run& run) {
@@ -540,9 +539,9 @@ std::string at_equal_time(const Comparison& c, const Difference& d) {
   if (d.verdict == Verdict::kNotComparable || n == 0) return "";
   const PairedInterval& i = d.equal_time.interval;
   const int decimals = c.unit.decimals + 1;
-  const std::string mean =
-      str("at equal training time (", fixed(d.equal_time.seconds, 0), " s, validation): ",
-          fixed(i.mean, decimals, true), in_bits(c) ? " bits per character" : " perplexity per token");
+  const std::string mean = str("at equal training time (", fixed(d.equal_time.seconds, 0),
+                               " s, validation): ", fixed(i.mean, decimals, true),
+                               in_bits(c) ? " bits per character" : " perplexity per token");
   if (n < 2) return mean + " with one seed";
   return str(mean, " over ", n, " seeds, 95 % interval ", fixed(i.low, decimals, true), " to ",
              fixed(i.high, decimals, true));

@@ -12,10 +12,10 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/utf8.h"
 #include "rmoe/compare/figures.h"
+#include "rmoe/compare/table.h"
 #include "rmoe/plot/html.h"
 #include "rmoe/plot/number.h"
 #include "rmoe/plot/style.h"
-#include "rmoe/compare/table.h"
 
 namespace rmoe::compare {
 namespace {

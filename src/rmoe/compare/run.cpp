@@ -10,8 +10,8 @@
 #include "rmoe/base/files.h"
 #include "rmoe/base/json.h"
 #include "rmoe/base/utf8.h"
-#include "rmoe/plot/html.h"
 #include "rmoe/io/metrics.h"
+#include "rmoe/plot/html.h"
 
 namespace rmoe::compare {
 

@@ -162,8 +162,9 @@ double paired_power(int64_t n, double effect, double level) {
   const auto normal = [](double z) { return 0.5 * std::erfc(-z / std::numbers::sqrt2); };
   const double log_front = std::log(2.0) + df / 2 * std::log(df / 2) - std::lgamma(df / 2);
   const auto integrand = [&](double s) {
-    const double density = s > 0 ? std::exp(log_front + (df - 1) * std::log(s) - df * s * s / 2)
-                           : df == 1 ? std::exp(log_front) : 0;
+    const double density = s > 0     ? std::exp(log_front + (df - 1) * std::log(s) - df * s * s / 2)
+                           : df == 1 ? std::exp(log_front)
+                                     : 0;
     return density * (normal(shift - critical * s) + normal(-shift - critical * s));
   };
   constexpr int kIntervals = 4000;

@@ -234,7 +234,6 @@ Json equal_time_json(const EqualTime& e) {
           {"high", number(e.interval.high)}};
 }
 
-
 }  // namespace
 
 Cell cell(const Measure& measure, const Summary& summary) {
@@ -308,9 +307,10 @@ std::string to_markdown(const Comparison& c) {
 std::string to_csv(const Comparison& c) {
   std::string out = "group,seeds";
   for (const Measure& m : c.measures) out += str(",", m.key, m.spread ? str(",", m.key, "_deviation") : "");
-  out += ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high,t_p_value,"
-         "signed_rank_p_value,equivalence_margin,equivalence_p_value,effect_size,seeds_for_1_percent,"
-         "equal_time_seconds,equal_time_mean,equal_time_low,equal_time_high,causal\n";
+  out +=
+      ",difference_to,difference_of,difference_pairs,difference_mean,difference_low,difference_high,t_p_value,"
+      "signed_rank_p_value,equivalence_margin,equivalence_p_value,effect_size,seeds_for_1_percent,"
+      "equal_time_seconds,equal_time_mean,equal_time_low,equal_time_high,causal\n";
   for (size_t g = 0; g < c.groups.size(); ++g) {
     out += str(csv_field(c.groups[g].name), ",", c.groups[g].runs.size());
     for (const Measure& m : c.measures) {
@@ -321,14 +321,14 @@ std::string to_csv(const Comparison& c) {
     if (d == c.differences.end()) {
       out += ",,,,,,,,,,,,,,,,";
     } else {
-      out += str(",", csv_field(c.groups[static_cast<size_t>(d->second)].name), ",", c.split, "_", c.unit.key, ",",
-                 d->values.size(), ",", exact(d->interval.mean), ",", exact(d->interval.low), ",",
-                 exact(d->interval.high), ",", exact(d->interval.p_value), ",", exact(d->signed_rank_p), ",",
-                 exact(d->margin), ",", exact(d->equivalence_p), ",", exact(d->effect_size), ",",
-                 d->seeds_needed > 0 ? str(d->seeds_needed) : "", ",",
-                 d->equal_time.values.empty() ? "" : exact(d->equal_time.seconds), ",",
-                 exact(d->equal_time.interval.mean), ",", exact(d->equal_time.interval.low), ",",
-                 exact(d->equal_time.interval.high));
+      out +=
+          str(",", csv_field(c.groups[static_cast<size_t>(d->second)].name), ",", c.split, "_", c.unit.key, ",",
+              d->values.size(), ",", exact(d->interval.mean), ",", exact(d->interval.low), ",", exact(d->interval.high),
+              ",", exact(d->interval.p_value), ",", exact(d->signed_rank_p), ",", exact(d->margin), ",",
+              exact(d->equivalence_p), ",", exact(d->effect_size), ",", d->seeds_needed > 0 ? str(d->seeds_needed) : "",
+              ",", d->equal_time.values.empty() ? "" : exact(d->equal_time.seconds), ",",
+              exact(d->equal_time.interval.mean), ",", exact(d->equal_time.interval.low), ",",
+              exact(d->equal_time.interval.high));
     }
     out += c.groups[g].causal ? ",true\n" : ",false\n";
   }

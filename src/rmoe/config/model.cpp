@@ -27,8 +27,8 @@ void ModelConfig::validate() const {
              "dense blocks are top_k * expert_width = ", dense_inner(), " wide, expected at most ", kWidest,
              "; set dense_width");
   RMOE_CHECK(static_cast<double>(moe_layers() * moe.all_experts()) <= kMostExperts,
-             "MoE layers * moe.experts must be at most ", kMostExperts, ", got ", moe_layers(), " layers and experts = ",
-             moe.all_experts());
+             "MoE layers * moe.experts must be at most ", kMostExperts, ", got ", moe_layers(),
+             " layers and experts = ", moe.all_experts());
   if (family == Family::kLlama) {
     RMOE_CHECK(head_width() % 2 == 0, "rotary embeddings need an even head width, got ", head_width());
     RMOE_CHECK(static_cast<double>(heads) * static_cast<double>(head_width()) <= kWidest,

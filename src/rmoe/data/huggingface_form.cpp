@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kSpaceMark = "\xE2\x96\x81";  // U+2581
 
 Json special_token(int64_t id, const std::string& text) {
-  return {{"id", id},          {"content", text}, {"single_word", false}, {"lstrip", false},
+  return {{"id", id},        {"content", text},     {"single_word", false}, {"lstrip", false},
           {"rstrip", false}, {"normalized", false}, {"special", true}};
 }
 
@@ -78,7 +78,8 @@ Json merges_of(const std::vector<Piece>& pieces) {
 }  // namespace
 
 Json huggingface_bytes(std::optional<int64_t> separator) {
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
   Json vocabulary = Json::object();
   // ByteLevel's letters: a byte that can be printed is itself in Latin-1, the others follow from U+0100 on.
   char32_t next = 0x100;
@@ -90,7 +91,8 @@ Json huggingface_bytes(std::optional<int64_t> separator) {
   }
   Json special = Json::array();
   if (separator) special.push_back(special_token(*separator, "<|end|>"));
-  return whole_file(std::move(special), nullptr, byte_level, byte_level, bpe_model(std::move(vocabulary), Json::array(), nullptr));
+  return whole_file(std::move(special), nullptr, byte_level, byte_level,
+                    bpe_model(std::move(vocabulary), Json::array(), nullptr));
 }
 
 Json huggingface_pieces(const std::vector<Piece>& pieces, bool bpe, int64_t unknown) {
@@ -101,13 +103,16 @@ Json huggingface_pieces(const std::vector<Piece>& pieces, bool bpe, int64_t unkn
     bpe ? append(vocabulary, piece.text, id) : vocabulary.push_back({piece.text, piece.score});
   }
   const Json normalizer = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpaceMark}};
-  const Json lines = {{"type", "Split"}, {"pattern", {{"String", "\n"}}}, {"behavior", "MergedWithPrevious"}, {"invert", false}};
-  const Json decoder = {
-      {"type", "Sequence"},
-      {"decoders",
-       {{{"type", "Replace"}, {"pattern", {{"String", kSpaceMark}}}, {"content", " "}}, {{"type", "ByteFallback"}}, {{"type", "Fuse"}}}}};
-  Json model = bpe ? bpe_model(std::move(vocabulary), merges_of(pieces), pieces.at(static_cast<size_t>(unknown)).text)
-                   : Json{{"type", "Unigram"}, {"unk_id", unknown}, {"vocab", std::move(vocabulary)}, {"byte_fallback", true}};
+  const Json lines = {
+      {"type", "Split"}, {"pattern", {{"String", "\n"}}}, {"behavior", "MergedWithPrevious"}, {"invert", false}};
+  const Json decoder = {{"type", "Sequence"},
+                        {"decoders",
+                         {{{"type", "Replace"}, {"pattern", {{"String", kSpaceMark}}}, {"content", " "}},
+                          {{"type", "ByteFallback"}},
+                          {{"type", "Fuse"}}}}};
+  Json model =
+      bpe ? bpe_model(std::move(vocabulary), merges_of(pieces), pieces.at(static_cast<size_t>(unknown)).text)
+          : Json{{"type", "Unigram"}, {"unk_id", unknown}, {"vocab", std::move(vocabulary)}, {"byte_fallback", true}};
   return whole_file(std::move(special), normalizer, lines, decoder, std::move(model));
 }
 

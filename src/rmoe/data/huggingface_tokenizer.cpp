@@ -261,7 +261,8 @@ class HuggingfaceTokenizer : public Tokenizer {
   // Many put a prefix in front of whatever they are given: here it is in front of a line feed, which goes again.
   std::vector<int64_t> encode_more(std::string_view text) const override {
     const std::vector<int64_t> guard = server_.get().encode("\n"), all = server_.get().encode("\n" + std::string(text));
-    if (!std::equal(guard.begin(), guard.end(), all.begin(), all.begin() + std::min(std::ssize(guard), std::ssize(all))))
+    if (!std::equal(guard.begin(), guard.end(), all.begin(),
+                    all.begin() + std::min(std::ssize(guard), std::ssize(all))))
       return server_.get().encode(text);
     return {all.begin() + std::ssize(guard), all.end()};
   }

@@ -172,8 +172,8 @@ Json parsed_line(std::string_view text, const std::string& where) {
   }
 }
 
-// Calls take(sample, place) for every line that is not blank, place being "file:line", or for every item of a JSON list,
-// place being "file: sample n".
+// Calls take(sample, place) for every line that is not blank, place being "file:line", or for every item of a JSON
+// list, place being "file: sample n".
 template <class Take>
 void for_each_sample(const fs::path& path, Take&& take) {
   FileReader reader(path);

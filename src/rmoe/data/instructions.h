@@ -7,9 +7,9 @@
 //   {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}    "system" at the front only
 // Other fields are read over. The text of a sample is its messages one after the other, each in its template
 // (InstructConfig); an answer is an assistant's content and what ends it: the tokenizer's separator, or where there is
-// none the text `end`. What follows the last answer is left out, and so is a question whose answer is blank. Answers are
-// encoded by themselves, so the border between question and answer is one between tokens; what a tokenizer puts before
-// a document comes once, at the front.
+// none the text `end`. What follows the last answer is left out, and so is a question whose answer is blank. Answers
+// are encoded by themselves, so the border between question and answer is one between tokens; what a tokenizer puts
+// before a document comes once, at the front.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +47,9 @@ struct InstructionSet {
 };
 
 // Reads a file, packed or not (file_reader.h). A sample of more than block + 1 ids is handled by config.too_long.
-// Errors are kBadInput in one line that begins with "file:line: ", in a list with "file: sample n: ": no JSON object, a field that is missing or no
-// string, an unknown role, a system message behind others, text that the tokenizer cannot take; and a file that leaves
-// no sample.
+// Errors are kBadInput in one line that begins with "file:line: ", in a list with "file: sample n: ": no JSON object, a
+// field that is missing or no string, an unknown role, a system message behind others, text that the tokenizer cannot
+// take; and a file that leaves no sample.
 InstructionSet read_instructions(const std::filesystem::path& path, const Tokenizer& tokenizer,
                                  const InstructConfig& config, int64_t block);
 

@@ -266,7 +266,8 @@ class SentencePieceTokenizer : public Tokenizer {
     const auto& processor = model_.processor;
     std::vector<Piece> pieces;
     for (int id = 0; id < processor.GetPieceSize(); ++id) {
-      pieces.push_back({processor.IdToPiece(id), processor.GetScore(id), processor.IsControl(id) || processor.IsUnknown(id)});
+      pieces.push_back(
+          {processor.IdToPiece(id), processor.GetScore(id), processor.IsControl(id) || processor.IsUnknown(id)});
     }
     if (separator_ && *separator_ == std::ssize(pieces)) pieces.push_back({.text = "<|end|>", .special = true});
     return huggingface_pieces(pieces, is_bpe(model_.file), *model_.unknown);

@@ -299,8 +299,8 @@ GenerateReport run_generate(const GenerateCommand& command, const std::function<
       return replay->choices(tokens_T, positions_T, replay_step(*replay));
     };
   }
-  const GeneratedText generated = generate_text(*run.model, *run.tokenizer, prompt_ids(*run.tokenizer, command.prompt),
-                                                 options, on_text);
+  const GeneratedText generated =
+      generate_text(*run.model, *run.tokenizer, prompt_ids(*run.tokenizer, command.prompt), options, on_text);
   if (recorder) recorder->finish();
   GenerateReport report;
   report.text = generated.text;

@@ -30,11 +30,11 @@ struct EvalCommand {
   // A data folder, a token file or a jsonl file of instructions; empty: the run's own data.
   std::string data = {};
   std::string checkpoint = "newest";
-  int64_t block = 0, batch = 0;    // 0: the run's block, a batch chosen for speed
-  int64_t tokens = 0;              // predict this many only; 0: all
+  int64_t block = 0, batch = 0;         // 0: the run's block, a batch chosen for speed
+  int64_t tokens = 0;                   // predict this many only; 0: all
   std::optional<Precision> dtype = {};  // default: the run's
   std::string logits = {};              // file to write what the model says of each token to; empty: none
-  int64_t threads = 0;             // 0: all
+  int64_t threads = 0;                  // 0: all
   TraceOptions trace = {};
 };
 

@@ -219,11 +219,9 @@ std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokeni
       std::copy_n(rows[static_cast<size_t>(b)].ids.data() + read, count,
                   tokens_BS.mutable_data_ptr<int64_t>() + b * count);
     }
-    auto forward = model.forward(tokens_BS, std::move(memory),
-                                 {.dtype = options.dtype,
-                                  .remember = Remember::kKeysValues,
-                                  .last_logits_only = true,
-                                  .generating = true});
+    auto forward = model.forward(
+        tokens_BS, std::move(memory),
+        {.dtype = options.dtype, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
     memory = std::move(forward.memory);
     read += count;
     const Tensor logits_BV = forward.logits_TV.to(at::kFloat).contiguous();

@@ -24,7 +24,7 @@ struct GenerateOptions {
   // from the prompt's first token on.
   std::function<void(const ForwardResult&, const Tensor& tokens_T, const Tensor& positions_T)> watch = {};
   std::function<std::vector<Tensor>(const Tensor& tokens_T, const Tensor& positions_T)> replay = {};
-  int64_t vocabulary = 0;            // only ids below this are drawn (a model may have more than its tokenizer); 0: all
+  int64_t vocabulary = 0;  // only ids below this are drawn (a model may have more than its tokenizer); 0: all
 };
 
 enum class TextEnding {

@@ -67,8 +67,8 @@ ModelType type_of(const ExportCommand& command, const ModelConfig& model, const 
   return choose_type(model);
 }
 
-// A run's own tokenizer: for the way back, and for transformers where it has a form of it. AutoTokenizer wants the class
-// beside, which it cannot tell from the model's type, and the token that ends a text.
+// A run's own tokenizer: for the way back, and for transformers where it has a form of it. AutoTokenizer wants the
+// class beside, which it cannot tell from the model's type, and the token that ends a text.
 void save_tokenizer(const data::Tokenizer& tokenizer, const fs::path& folder) {
   const fs::path inner = folder / ".tokenizer";
   fs::create_directory(inner);

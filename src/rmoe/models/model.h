@@ -89,7 +89,8 @@ class Model {
 };
 
 // For inference in `dtype`: the weights of matrix products are kept in it from now on, rounded as the products would
-// round them, which halves their memory and the time of reading them. Routers keep theirs: they compute in fp32. Training needs the fp32 weights.
+// round them, which halves their memory and the time of reading them. Routers keep theirs: they compute in fp32.
+// Training needs the fp32 weights.
 void store_weights_as(ParamTable& params, at::ScalarType dtype);
 
 // Declares the model's parameters in `table` and returns the model that reads them. With a counting table the model

@@ -59,7 +59,8 @@ std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, 
                                             const Optional& b1, const Tensor& w2, const Optional& b2,
                                             const Optional& w3, double p, int64_t key, bool keep) {
   check::experts(x, ids, weights, w1, b1, w2, b2, w3, p);
-  if (!any_differentiated(x, weights, w1, b1, w2, b2, w3)) return call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
+  if (!any_differentiated(x, weights, w1, b1, w2, b2, w3))
+    return call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
   const auto out = Experts::apply(x, weights, w1, b1, w2, b2, w3, ids, p, key);
   return {out[0], out[1]};
 }

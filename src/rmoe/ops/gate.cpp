@@ -31,9 +31,8 @@ class GateFunction : public torch::autograd::Function<GateFunction> {
                                                  const torch::autograd::variable_list& grads) {
     const auto s = ctx->get_saved_variables();
     static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::gate_backward", "").typed<Backward>();
-    auto [feature, weight, bias] =
-        op.call(optional(grads[1]), optional(grads[2]), optional(grads[3]), s[0], s[1], optional(s[2]), s[3], s[4],
-                s[5], ctx->saved_data["renormalize"].toBool());
+    auto [feature, weight, bias] = op.call(optional(grads[1]), optional(grads[2]), optional(grads[3]), s[0], s[1],
+                                           optional(s[2]), s[3], s[4], s[5], ctx->saved_data["renormalize"].toBool());
     return {feature, weight, s[2].defined() ? bias : Tensor(), Tensor(), Tensor()};
   }
 };

@@ -27,12 +27,11 @@ class RecurrentStage : public torch::autograd::Function<RecurrentStage> {
                                                 const OptionalTensor& projection, const Tensor& w_ih,
                                                 const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
     ctx->saved_data["cell"] = cell;
-    ctx->save_for_backward({x, h.value_or(Tensor()), c.value_or(Tensor()), projection.value_or(Tensor()), w_ih, w_hh,
-                            b_ih, b_hh});
+    ctx->save_for_backward(
+        {x, h.value_or(Tensor()), c.value_or(Tensor()), projection.value_or(Tensor()), w_ih, w_hh, b_ih, b_hh});
     ctx->set_materialize_grads(false);
     at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::recurrent_stage", "").typed<Forward>();
+    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::recurrent_stage", "").typed<Forward>();
     auto [after, cell_after] = op.call(cell, x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
     if (cell != "lstm") ctx->mark_non_differentiable({cell_after});
     return {after, cell_after};
@@ -47,8 +46,15 @@ class RecurrentStage : public torch::autograd::Function<RecurrentStage> {
     auto [x, h, c, projection, w_ih, w_hh, b_ih, b_hh] =
         op.call(optional(grads[0]), cell == "lstm" ? optional(grads[1]) : std::nullopt, cell, s[0], optional(s[1]),
                 optional(s[2]), optional(s[3]), s[4], s[5], s[6], s[7]);
-    return {Tensor(), x,    s[1].defined() ? h : Tensor(), s[2].defined() ? c : Tensor(),
-            s[3].defined() ? projection : Tensor(), w_ih, w_hh, b_ih, b_hh};
+    return {Tensor(),
+            x,
+            s[1].defined() ? h : Tensor(),
+            s[2].defined() ? c : Tensor(),
+            s[3].defined() ? projection : Tensor(),
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh};
   }
 };
 
@@ -104,8 +110,8 @@ TORCH_LIBRARY_IMPL(rmoe, Autograd, m) { m.impl("recurrent_stage", &recurrent_sta
 RecurrentState recurrent_stage(const std::string& cell, const Tensor& x_TD, const RecurrentState& before,
                                const RecurrentWeights& w) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::recurrent_stage", "").typed<Forward>();
-  auto [h, c] = op.call(cell, x_TD, optional(before.h_TP), optional(before.c_TP), optional(w.projection_PD), w.ih,
-                        w.hh, w.b_ih, w.b_hh);
+  auto [h, c] = op.call(cell, x_TD, optional(before.h_TP), optional(before.c_TP), optional(w.projection_PD), w.ih, w.hh,
+                        w.b_ih, w.b_hh);
   return {.h_TP = std::move(h), .c_TP = cell == "lstm" ? std::move(c) : Tensor()};
 }
 

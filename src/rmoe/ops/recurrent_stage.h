@@ -21,9 +21,9 @@ struct RecurrentState {
 };
 
 // One step of the layer recurrence, (h_i, c_i) = Cell(Proj_i(x_i), (h_{i-1}, c_{i-1})), with the equations of
-// torch.nn's cells; `cell` is "rnn", "gru" or "lstm". x_TD in any float type is read as it is; all else is computed in fp32, or
-// fp64 for an fp64 x. What is undefined in `before` means zero. Differentiable in all; backward computes projection and
-// gates again.
+// torch.nn's cells; `cell` is "rnn", "gru" or "lstm". x_TD in any float type is read as it is; all else is computed in
+// fp32, or fp64 for an fp64 x. What is undefined in `before` means zero. Differentiable in all; backward computes
+// projection and gates again.
 RecurrentState recurrent_stage(const std::string& cell, const Tensor& x_TD, const RecurrentState& before,
                                const RecurrentWeights& weights);
 

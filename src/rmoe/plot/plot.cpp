@@ -139,9 +139,9 @@ class Script {
   void swatch(double x, double y, double wide, double high, int level) {
     char colour[16];
     std::snprintf(colour, sizeof colour, "#%06llx", static_cast<long long unsigned>(heat(level)));
-    line("set object rectangle from screen ", number(x / width_), ",", number(1 - (y + high / 2) / height_), " to screen ",
-         number((x + wide) / width_), ",", number(1 - (y - high / 2) / height_), " fillcolor rgb '", colour,
-         "' fillstyle solid noborder");
+    line("set object rectangle from screen ", number(x / width_), ",", number(1 - (y + high / 2) / height_),
+         " to screen ", number((x + wide) / width_), ",", number(1 - (y - high / 2) / height_), " fillcolor rgb '",
+         colour, "' fillstyle solid noborder");
   }
 
   void data(const std::string& name, const std::vector<PlotPoint>& points) {
@@ -543,8 +543,8 @@ std::string heat_strips(const std::string& title, const std::string& x_label, co
 
 std::string heat_map(const HeatMap& map, Format format) {
   const auto rows = static_cast<int>(map.values.size());
-  RMOE_ASSERT(rows > 0 && !map.values[0].empty() && map.largest > map.least, "heat_map: nothing to draw in '", map.title,
-              "'");
+  RMOE_ASSERT(rows > 0 && !map.values[0].empty() && map.largest > map.least, "heat_map: nothing to draw in '",
+              map.title, "'");
   const auto columns = static_cast<int>(map.values[0].size());
   constexpr double kTop = 26, kRight = 12;
   constexpr int kScale = 34;  // below the cells: the scale
@@ -597,7 +597,8 @@ std::string heat_map(const HeatMap& map, Format format) {
   }
   const int decimals = map.largest < 0.1 ? 3 : map.largest < 10 ? 2 : 0;
   script.text(left + 40, kTop + high + 52, fixed(map.least, decimals), kFaint, "right");
-  script.text(left + 52 + kSwatch * kHeatLevels, kTop + high + 52, fixed(map.largest, decimals) + " " + map.unit, kFaint);
+  script.text(left + 52 + kSwatch * kHeatLevels, kTop + high + 52, fixed(map.largest, decimals) + " " + map.unit,
+              kFaint);
   script.line(
       "plot $Cells using 1:2:($1-$3):($1+$3):($2-$4):($2+$4):5 with boxxyerror fs solid noborder lc rgb variable");
   return script.draw(map.title);
@@ -665,7 +666,8 @@ std::string box_plot(const BoxPlot& plot, Format format) {
     double last = y_low;
     for (const auto& [x, unsorted] : group.boxes) {
       std::vector<double> values;
-      std::copy_if(unsorted.begin(), unsorted.end(), std::back_inserter(values), [](double v) { return std::isfinite(v); });
+      std::copy_if(unsorted.begin(), unsorted.end(), std::back_inserter(values),
+                   [](double v) { return std::isfinite(v); });
       if (values.empty()) continue;
       std::sort(values.begin(), values.end());
       const auto quartile = [&](double p) {
@@ -684,9 +686,9 @@ std::string box_plot(const BoxPlot& plot, Format format) {
       script.line("set arrow from graph 0,first ", number(group.dashed), " to graph 1,first ", number(group.dashed),
                   " nohead lw 1 dashtype 2 lc rgb '", colour, "'");
     }
-    command += str(g == 0 ? "plot " : ", ", "$B", g, " using 1:3:2:6:5:7 with candlesticks whiskerbars 0.5 fs empty lw 1 ",
-                   "lc rgb '", colour, "', $B", g, " using 1:4:4:4:4:7 with candlesticks fs empty lw 2 lc rgb '", colour,
-                   "'");
+    command +=
+        str(g == 0 ? "plot " : ", ", "$B", g, " using 1:3:2:6:5:7 with candlesticks whiskerbars 0.5 fs empty lw 1 ",
+            "lc rgb '", colour, "', $B", g, " using 1:4:4:4:4:7 with candlesticks fs empty lw 2 lc rgb '", colour, "'");
   }
   spread(middles, 15, kTop, kHeight - kBottom);
   for (size_t g = 0; g < plot.groups.size(); ++g) {

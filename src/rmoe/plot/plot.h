@@ -77,7 +77,8 @@ struct HeatMap {
 };
 std::string heat_map(const HeatMap& map, Format format = Format::kInline);
 
-// Boxes (quartiles, median, whiskers to the extremes) of several groups at the same places, and a dashed line per group.
+// Boxes (quartiles, median, whiskers to the extremes) of several groups at the same places, and a dashed line per
+// group.
 struct BoxPlot {
   struct Group {
     std::string label;

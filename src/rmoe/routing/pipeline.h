@@ -36,7 +36,7 @@ class Pipeline {
            const std::vector<ParamScope>& layers);
 
   int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
-  int64_t experts() const { return experts_; }  // N, zero-computation experts included
+  int64_t experts() const { return experts_; }                   // N, zero-computation experts included
   int64_t state_width() const { return stage_->state_width(); }  // P; 0 without a recurrent stage
   const Combination& combination() const { return combination_; }
   // False where the choice for a token depends on other tokens or on its place in a batch: such a model cannot write

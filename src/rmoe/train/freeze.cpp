@@ -48,9 +48,10 @@ Frozen freeze(ParamTable& table, const routing::Pipeline& routing, const std::ve
     }
     if (!any) {
       const bool of_stage = glob.find("rnn_router") != glob.npos && !routing.combination().recurrent;
-      throw Error(Exit::kBadInput, str("train.freeze: '", text, "' matches no tensor of the model"),
-                  of_stage ? str("a model of stage '", routing.combination().stage, "' keeps no state; leave the pattern out")
-                           : str("names are those of a checkpoint, such as ", stored_names(params[params.size() / 2]).front()));
+      throw Error(
+          Exit::kBadInput, str("train.freeze: '", text, "' matches no tensor of the model"),
+          of_stage ? str("a model of stage '", routing.combination().stage, "' keeps no state; leave the pattern out")
+                   : str("names are those of a checkpoint, such as ", stored_names(params[params.size() / 2]).front()));
     }
   }
   Frozen frozen;

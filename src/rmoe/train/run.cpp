@@ -241,11 +241,12 @@ class Run {
 
   void announce(bool resumed) const {
     const MoeConfig& moe = config_.model.moe;
-    log_info(config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", ",
-             config_.model.moe_layers() == 0 ? "dense" : str("stage ", moe.stage.kind(), ", router ", moe.router.kind()),
-             ", ", size_.params,
-             " parameters (", size_.active_params, " active per token), ", enum_name(config_.train.dtype), ", ",
-             at::get_num_threads(), " threads, kernels for ", kernels::isa_name(kernels::cpu_isa()));
+    log_info(
+        config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", ",
+        config_.model.moe_layers() == 0 ? "dense" : str("stage ", moe.stage.kind(), ", router ", moe.router.kind()),
+        ", ", size_.params, " parameters (", size_.active_params, " active per token), ",
+        enum_name(config_.train.dtype), ", ", at::get_num_threads(), " threads, kernels for ",
+        kernels::isa_name(kernels::cpu_isa()));
     if (const auto* answers = data_.answers()) {
       announce(*answers->train, "to train on");
       announce(*answers->valid, "to evaluate on");
@@ -342,9 +343,9 @@ class Run {
     line += format(" | loss %.3f bpc %.3f", loss, bits(loss, characters_per_token_));
     line += format(" | lr %.1e gnorm %.2f", learning_rate_, last_.gradient_norm);
     if (config_.model.moe_layers() > 0) {
-      line += format(" bal %.4f | imb %.2f dead %lld H %.2f", last_.balance,
-                     routing::load_imbalance(last_.routing.counts),
-                     static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
+      line +=
+          format(" bal %.4f | imb %.2f dead %lld H %.2f", last_.balance, routing::load_imbalance(last_.routing.counts),
+                 static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
     }
     line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
                    human_bytes(memory_now_bytes()).c_str());
@@ -427,13 +428,13 @@ class Run {
     const SampleConfig& s = config_.train.sample;
     if (s.length == 0 || !trainer_.model().routing().causal()) return;
     const std::string prompt = s.prompt.empty() ? data_.prompt() : s.prompt;
-    const std::string text = prompt + generate_text(trainer_.model(), *data_.tokenizer,
-                                                    prompt_ids(*data_.tokenizer, prompt),
-                                                    {.max_new = s.length,
-                                                     .temperature = s.temperature,
-                                                     .seed = static_cast<uint64_t>(config_.train.seed),
-                                                     .dtype = trainer_.dtype()})
-                                          .text;
+    const std::string text =
+        prompt + generate_text(trainer_.model(), *data_.tokenizer, prompt_ids(*data_.tokenizer, prompt),
+                               {.max_new = s.length,
+                                .temperature = s.temperature,
+                                .seed = static_cast<uint64_t>(config_.train.seed),
+                                .dtype = trainer_.dtype()})
+                     .text;
     fs::create_directories(out_ / "samples");
     write_file_atomic(out_ / "samples" / file, text + "\n");
     events_->add_text("sample", trainer_.steps_done(), text);

@@ -51,7 +51,8 @@ TEST(MutualInformation, OfIdenticalLayersIsTheEntropyOfTheBins) {
   double entropy = 0;
   for (int64_t t = 0; t < 40; ++t) {
     std::vector<int64_t> bins(100, 0);
-    for (int64_t e = 0; e < 16; ++e) ++bins[std::min<size_t>(static_cast<size_t>(made.chunk.probs(t, 0)[e] * 100.0F), 99)];
+    for (int64_t e = 0; e < 16; ++e)
+      ++bins[std::min<size_t>(static_cast<size_t>(made.chunk.probs(t, 0)[e] * 100.0F), 99)];
     entropy += entropy_of_counts(bins) / 40;
   }
   EXPECT_GT(entropy, 0.5);
@@ -71,7 +72,11 @@ TEST(MutualInformation, OfIndependentLayersIsNearZero) {
     probs[i] = static_cast<float>(0.1 + 0.2 * static_cast<double>(uniform_below(mix(3, kTestStream, i), 4)));
   }
   MutualInformation information(s);
-  information.add({.shape = s, .tokens = 1, .ids_TLK = ids.data(), .probs_TLN = probs.data(), .tokens_T = nullptr,
+  information.add({.shape = s,
+                   .tokens = 1,
+                   .ids_TLK = ids.data(),
+                   .probs_TLN = probs.data(),
+                   .tokens_T = nullptr,
                    .positions_T = positions.data()});
   EXPECT_NEAR(information.matrix()[0][0], std::log(4.0), 0.01);
   EXPECT_LT(information.mean(), 0.01);

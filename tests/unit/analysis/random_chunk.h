@@ -29,9 +29,8 @@ struct MadeChunk {
         const double sum = std::accumulate(g.begin(), g.end(), 0.0);
         std::vector<int32_t> order(static_cast<size_t>(N));
         std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-          return g[static_cast<size_t>(a)] > g[static_cast<size_t>(b)];
-        });
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int32_t a, int32_t b) { return g[static_cast<size_t>(a)] > g[static_cast<size_t>(b)]; });
         for (int64_t n = 0; n < N; ++n) {
           probs[static_cast<size_t>((t * L + l) * N + n)] = static_cast<float>(g[static_cast<size_t>(n)] / sum);
         }

@@ -16,22 +16,41 @@ Json made_run(const std::string& name, uint64_t seed, int64_t layers = 3) {
   const MadeChunk made(s, 200, seed, 3);
   RoutingAnalysis analysis(s, true, TokenKinds({" ", "a", ".", "b", "c"}, {5, 4, 3, 2, 1}));
   analysis.add(made.chunk);
-  Json run = {{"name", name},        {"source", "checkpoint"}, {"path", "runs/" + name}, {"first_step", 10}, {"step", 10},
-              {"family", "span"},    {"stage", "gru"},         {"router", "linear"},     {"layers", layers},
-              {"moe_layers", layers}, {"experts", 6},          {"top_k", 2},             {"params", 1000},
-              {"data", "data/x.tok"}, {"tokens", 200},         {"loss", 1.5},            {"bits_per_character", 2.1}};
+  Json run = {{"name", name},
+              {"source", "checkpoint"},
+              {"path", "runs/" + name},
+              {"first_step", 10},
+              {"step", 10},
+              {"family", "span"},
+              {"stage", "gru"},
+              {"router", "linear"},
+              {"layers", layers},
+              {"moe_layers", layers},
+              {"experts", 6},
+              {"top_k", 2},
+              {"params", 1000},
+              {"data", "data/x.tok"},
+              {"tokens", 200},
+              {"loss", 1.5},
+              {"bits_per_character", 2.1}};
   const Json routing = analysis.json();
   for (const auto& [key, value] : routing.items()) run[key] = value;
-  run["expert_similarity"] = {{"random", 0.4},
-                              {"random_without_diagonal", 0.01},
-                              {"checkpoints",
-                               {{{"step", 5}, {"layers", {0.5, 0.6, 0.7}}, {"layers_without_diagonal", {0.1, 0.2, 0.3}}},
-                                {{"step", 10}, {"layers", {0.4, 0.5, 0.6}}, {"layers_without_diagonal", {0, 0.1, 0.2}}}}}};
+  run["expert_similarity"] = {
+      {"random", 0.4},
+      {"random_without_diagonal", 0.01},
+      {"checkpoints",
+       {{{"step", 5}, {"layers", {0.5, 0.6, 0.7}}, {"layers_without_diagonal", {0.1, 0.2, 0.3}}},
+        {{"step", 10}, {"layers", {0.4, 0.5, 0.6}}, {"layers_without_diagonal", {0, 0.1, 0.2}}}}}};
   run["router_weights"] = {{"layers", {{{"norm", 1}, {"deviation", 0.1}}, nullptr, {{"norm", 2}, {"deviation", 0.2}}}}};
-  run["gradients"] = {{"whole", 1}, {"lm", 0.8}, {"balance", 0.3}, {"drop_ratio", 0.01},
-                      {"layers", {{{"whole", 1}, {"lm", 1}, {"balance", 0.1}}, {{"whole", 2}, {"lm", 1}, {"balance", 0.1}}}},
-                      {"training", {{{"step", 1}, {"whole", 1}, {"lm", 1}, {"balance", 0.1}, {"drop_ratio", 0}},
-                                    {{"step", 2}, {"whole", 2}, {"lm", 1}, {"balance", 0.1}, {"drop_ratio", 0}}}}};
+  run["gradients"] = {
+      {"whole", 1},
+      {"lm", 0.8},
+      {"balance", 0.3},
+      {"drop_ratio", 0.01},
+      {"layers", {{{"whole", 1}, {"lm", 1}, {"balance", 0.1}}, {{"whole", 2}, {"lm", 1}, {"balance", 0.1}}}},
+      {"training",
+       {{{"step", 1}, {"whole", 1}, {"lm", 1}, {"balance", 0.1}, {"drop_ratio", 0}},
+        {{"step", 2}, {"whole", 2}, {"lm", 1}, {"balance", 0.1}, {"drop_ratio", 0}}}}};
   run["state_gradient"] = {{"layers", {3.0, 2.0, 1.0}}, {"cut", {1.0, 1.5, 1.0}}};
   return run;
 }
@@ -41,8 +60,18 @@ Json made_analysis() {
           {"version", 1},
           {"runs", {made_run("one", 1), made_run("<two> & \"more\"", 2)}},
           {"loss_by_depth",
-           {{{"name", "one"}, {"stage", "gru"}, {"router", "linear"}, {"layers", 3}, {"loss", 1.5}, {"bits_per_character", 2.1}},
-            {{"name", "two"}, {"stage", "gru"}, {"router", "linear"}, {"layers", 6}, {"loss", 1.4}, {"bits_per_character", 2.0}}}}};
+           {{{"name", "one"},
+             {"stage", "gru"},
+             {"router", "linear"},
+             {"layers", 3},
+             {"loss", 1.5},
+             {"bits_per_character", 2.1}},
+            {{"name", "two"},
+             {"stage", "gru"},
+             {"router", "linear"},
+             {"layers", 6},
+             {"loss", 1.4},
+             {"bits_per_character", 2.0}}}}};
 }
 
 TEST(AnalysisReport, HasASectionForEachOfTheElevenAnalyses) {
@@ -109,7 +138,8 @@ TEST(AnalysisReport, OneLayerAndOneExpertMakeNoPlotThatCannotBe) {
   run["expert_similarity"] = run["router_weights"] = run["gradients"] = run["state_gradient"] = nullptr;
   const Json analysis = {{"runs", {run}}, {"loss_by_depth", Json::array()}};
   EXPECT_EQ(plot::check_markup(report_html(analysis, "x")), "");
-  EXPECT_TRUE(run["mutual_information"]["mean"].is_number() == false || std::isnan(run["mutual_information"]["mean"].get<double>()));
+  EXPECT_TRUE(run["mutual_information"]["mean"].is_number() == false ||
+              std::isnan(run["mutual_information"]["mean"].get<double>()));
 }
 
 }  // namespace

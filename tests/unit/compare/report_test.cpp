@@ -9,8 +9,8 @@
 #include "rmoe/base/error.h"
 #include "rmoe/compare/figures.h"
 #include "support/temp_dir.h"
-#include "unit/plot/markup.h"
 #include "unit/compare/run_folder.h"
+#include "unit/plot/markup.h"
 
 namespace rmoe::compare {
 

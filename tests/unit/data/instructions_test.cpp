@@ -176,9 +176,9 @@ TEST_F(ReadInstructions, EmptyAnswersAreLeftOutAndCounted) {
 }
 
 TEST_F(ReadInstructions, AnEmptyAnswerTakesItsQuestionAlong) {
-  const auto set =
-      read(R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "lost"},)"
-           R"( {"role": "assistant", "content": ""}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]})");
+  const auto set = read(
+      R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "lost"},)"
+      R"( {"role": "assistant", "content": ""}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]})");
   EXPECT_EQ(text(set.samples.at(0)), "S\n\n### Instruction:\nu\n\n### Response:\nv\n\n");
 }
 

@@ -196,10 +196,11 @@ class GenerateText : public ::testing::Test {
 
 TEST_F(GenerateText, StreamsTheTextOfTheIds) {
   std::string streamed;
-  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50}, [&](std::string_view piece) {
-    streamed += piece;
-    return true;
-  });
+  const auto result =
+      generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50}, [&](std::string_view piece) {
+        streamed += piece;
+        return true;
+      });
   EXPECT_EQ(result.text, tokenizer_->decode(generate_ids(*model_, {0, 1, 2}, {.max_new = 50})));
   EXPECT_EQ(streamed, result.text);
   EXPECT_EQ(result.prompt_tokens, 3);
@@ -211,11 +212,11 @@ TEST_F(GenerateText, EndsBeforeAStopStringOfSeveralTokens) {
   const std::string all = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50}).text;
   const std::string stop = all.substr(30, 4);
   std::string streamed;
-  const auto result =
-      generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 50, .stops = {"zzz", stop}}, [&](std::string_view piece) {
-        streamed += piece;
-        return true;
-      });
+  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"),
+                                    {.max_new = 50, .stops = {"zzz", stop}}, [&](std::string_view piece) {
+                                      streamed += piece;
+                                      return true;
+                                    });
   const size_t at = all.find(stop);
   EXPECT_EQ(result.text, all.substr(0, at));
   EXPECT_EQ(streamed, result.text) << "what was handed out cannot be taken back";
@@ -225,7 +226,8 @@ TEST_F(GenerateText, EndsBeforeAStopStringOfSeveralTokens) {
 
 TEST_F(GenerateText, TheBeginningOfAStopStringAtTheEndIsText) {
   const std::string all = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 20}).text;
-  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"), {.max_new = 20, .stops = {all.substr(18) + "z"}});
+  const auto result = generate_text(*model_, *tokenizer_, prompt_ids(*tokenizer_, "abc"),
+                                    {.max_new = 20, .stops = {all.substr(18) + "z"}});
   EXPECT_EQ(result.text, all);
   EXPECT_EQ(result.ending, TextEnding::kLength);
 }

@@ -598,7 +598,9 @@ TEST_F(CheckpointTest, ARunFolderHasOneTrainer) {
 }
 
 TEST_F(CheckpointTest, ARunThatNeverBeganLeavesNoFolder) {
-  { const RunLock lock(run_); }
+  {
+    const RunLock lock(run_);
+  }
   EXPECT_FALSE(fs::exists(run_));
   {
     const RunLock lock(run_);
@@ -606,7 +608,9 @@ TEST_F(CheckpointTest, ARunThatNeverBeganLeavesNoFolder) {
   }
   EXPECT_TRUE(fs::exists(run_ / "config.toml"));
   fs::remove(run_ / "config.toml");
-  { const RunLock lock(run_); }
+  {
+    const RunLock lock(run_);
+  }
   EXPECT_TRUE(fs::exists(run_)) << "it was there before the lock";
 }
 

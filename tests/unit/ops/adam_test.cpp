@@ -4,6 +4,7 @@
 #include <limits>
 
 #include <ATen/Parallel.h>
+
 #include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"

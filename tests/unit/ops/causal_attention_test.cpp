@@ -177,8 +177,8 @@ TEST(Rotate, KernelsEqualTheFormula) {
     for (const int64_t C : {2, 34, 64, 352}) {
       const Inputs in({2, 5, 5, 3, 3, C, true}, type);
       const Tensor plain = reference::rotate(in.q, in.angles.cos, in.angles.sin, false);
-      const Tensor exact = reference::rotate(in.q.to(at::kDouble), in.angles.cos.to(at::kDouble),
-                                             in.angles.sin.to(at::kDouble), false);
+      const Tensor exact =
+          reference::rotate(in.q.to(at::kDouble), in.angles.cos.to(at::kDouble), in.angles.sin.to(at::kDouble), false);
       testing::for_each_isa([&] { testing::expect_as_accurate("x", rotate(in.q, in.angles), plain, exact); });
     }
   }

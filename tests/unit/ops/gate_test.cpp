@@ -24,9 +24,12 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 // feature, weight, bias, then the gradients of weights, probs and logits.
 std::vector<Tensor> inputs(const Case& c) {
   const double scale = 3 / std::sqrt(static_cast<double>(std::max<int64_t>(c.R, 1)));
-  return {randn({c.T, c.R}, 1).to(c.dtype), (randn({c.N, c.R}, 2) * scale).to(at::kFloat),
-          c.bias ? randn({c.N}, 3, at::kFloat) : Tensor(), randn({c.T, c.K}, 4, at::kFloat),
-          randn({c.T, c.N}, 5, at::kFloat), randn({c.T, c.N}, 6, at::kFloat)};
+  return {randn({c.T, c.R}, 1).to(c.dtype),
+          (randn({c.N, c.R}, 2) * scale).to(at::kFloat),
+          c.bias ? randn({c.N}, 3, at::kFloat) : Tensor(),
+          randn({c.T, c.K}, 4, at::kFloat),
+          randn({c.T, c.N}, 5, at::kFloat),
+          randn({c.T, c.N}, 6, at::kFloat)};
 }
 
 std::optional<Tensor> optional(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
@@ -43,16 +46,16 @@ Results run(const Case& c, std::vector<Tensor> in) {
   }
   const Gated g = gate(in[0], in[1], in[2], c.K, c.renormalize);
   ((g.weights_TK * in[3]).sum() + (g.probs_TN * in[4]).sum() + (g.logits_TN * in[5]).sum()).backward();
-  return {g.ids_TK, g.counts_N,
+  return {g.ids_TK,
+          g.counts_N,
           {g.weights_TK.detach(), g.probs_TN.detach(), g.logits_TN.detach(), in[0].grad(), in[1].grad(),
            in[2].defined() ? in[2].grad() : Tensor()}};
 }
 
 Results by_reference(const Case& c, const std::vector<Tensor>& in) {
-  const auto [ids, weights, probs, logits, counts] =
-      reference::gate(in[0], in[1], optional(in[2]), c.K, c.renormalize);
-  const auto [d_feature, d_weight, d_bias] = reference::gate_backward(
-      in[3], in[4], in[5], in[0], in[1], optional(in[2]), ids, weights, probs, c.renormalize);
+  const auto [ids, weights, probs, logits, counts] = reference::gate(in[0], in[1], optional(in[2]), c.K, c.renormalize);
+  const auto [d_feature, d_weight, d_bias] =
+      reference::gate_backward(in[3], in[4], in[5], in[0], in[1], optional(in[2]), ids, weights, probs, c.renormalize);
   return {ids, counts, {weights, probs, logits, d_feature, d_weight, c.bias ? d_bias : Tensor()}};
 }
 
@@ -125,8 +128,7 @@ TEST(Gate, EqualProbabilitiesGoToTheLowerExpert) {
 
 TEST(Gate, FarApartLogitsGiveExactWeights) {
   const Tensor feature = at::eye(3).repeat({4, 1});
-  const Tensor weight =
-      at::tensor({1e4f, 0.f, -1e4f, 0.f, 200.f, 0.f, -1e4f, 0.f, 0.f}).view({3, 3});
+  const Tensor weight = at::tensor({1e4f, 0.f, -1e4f, 0.f, 200.f, 0.f, -1e4f, 0.f, 0.f}).view({3, 3});
   testing::with_every_isa([&](const std::string& isa) {
     const Gated g = gate(feature, weight, {}, 2, true);
     const auto [ids, weights, probs, logits, counts] = reference::gate(feature, weight, {}, 2, true);

@@ -1,9 +1,9 @@
-#include "rmoe/ops/affine.h"
+#include "rmoe/ops/reference/linear.h"
 
 #include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"
-#include "rmoe/ops/reference/linear.h"
+#include "rmoe/ops/affine.h"
 #include "tests/support/accuracy.h"
 #include "tests/support/isas.h"
 
@@ -57,9 +57,9 @@ TEST_P(LinearOp, IsAsAccurateAsThePlainFormula) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LinearOp,
                          ::testing::Values(Case{1, 1, 1, true}, Case{0, 5, 3, true}, Case{1, 67, 33, false},
-                                         Case{3, 31, 352, true}, Case{4, 130, 44, false}, Case{5, 16, 17, true},
-                                         Case{37, 45, 51, false}, Case{129, 33, 31, true}, Case{600, 96, 64, true},
-                                         Case{1100, 40, 352, false}));
+                                           Case{3, 31, 352, true}, Case{4, 130, 44, false}, Case{5, 16, 17, true},
+                                           Case{37, 45, 51, false}, Case{129, 33, 31, true}, Case{600, 96, 64, true},
+                                           Case{1100, 40, 352, false}));
 
 // Of our own kernels: with all that this CPU has, fp32 may go to the tensor library.
 TEST(LinearOp, AnyNumberOfThreadsGivesTheSameBits) {

@@ -49,9 +49,9 @@ std::vector<Tensor> run(const std::string& cell, std::vector<Tensor> in) {
   for (size_t i = 0; i < 8; ++i) {
     if (in[i].defined()) in[i] = in[i].detach().requires_grad_(true);
   }
-  const RecurrentState after = recurrent_stage(
-      cell, in[0], {.h_TP = in[1], .c_TP = in[2]},
-      {.projection_PD = in[3], .ih = in[4], .hh = in[5], .b_ih = in[6], .b_hh = in[7]});
+  const RecurrentState after =
+      recurrent_stage(cell, in[0], {.h_TP = in[1], .c_TP = in[2]},
+                      {.projection_PD = in[3], .ih = in[4], .hh = in[5], .b_ih = in[6], .b_hh = in[7]});
   Tensor loss = (after.h_TP * in[8]).sum();
   if (after.c_TP.defined()) loss = loss + (after.c_TP * in[9]).sum();
   loss.backward();
@@ -64,10 +64,10 @@ std::vector<Tensor> run(const std::string& cell, std::vector<Tensor> in) {
 std::vector<Tensor> by_reference(const std::string& cell, const std::vector<Tensor>& in) {
   const auto [h, c] = reference::recurrent_stage(cell, in[0], optional(in[1]), optional(in[2]), optional(in[3]), in[4],
                                                  in[5], in[6], in[7]);
-  const auto [d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih, d_b_hh] = reference::recurrent_stage_backward(
-      in[8], optional(in[9]), cell, in[0], optional(in[1]), optional(in[2]), optional(in[3]), in[4], in[5], in[6],
-      in[7]);
-  std::vector<Tensor> out{h,   cell == "lstm" ? c : Tensor(), d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih,
+  const auto [d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih, d_b_hh] =
+      reference::recurrent_stage_backward(in[8], optional(in[9]), cell, in[0], optional(in[1]), optional(in[2]),
+                                          optional(in[3]), in[4], in[5], in[6], in[7]);
+  std::vector<Tensor> out{h,     cell == "lstm" ? c : Tensor(), d_x, d_h, d_c, d_projection, d_w_ih, d_w_hh, d_b_ih,
                           d_b_hh};
   for (size_t i = 1; i < 4; ++i) {
     if (!in[i].defined()) out[i + 2] = Tensor();
@@ -90,9 +90,9 @@ std::vector<Case> cases() {
         all.push_back({cell, 37, 44, 17, true, state, dtype});
         all.push_back({cell, 37, 44, 17, false, state, dtype});
       }
-      all.push_back({cell, 1, 352, 64, true, true, dtype});   // decoding
-      all.push_back({cell, 8, 33, 31, false, true, dtype});   // the most rows that count as decoding
-      all.push_back({cell, 9, 1, 1, true, true, dtype});      // the least that do not
+      all.push_back({cell, 1, 352, 64, true, true, dtype});  // decoding
+      all.push_back({cell, 8, 33, 31, false, true, dtype});  // the most rows that count as decoding
+      all.push_back({cell, 9, 1, 1, true, true, dtype});     // the least that do not
       all.push_back({cell, 0, 5, 3, true, true, dtype});
       all.push_back({cell, 300, 352, 128, true, true, dtype});  // several blocks of tokens
     }

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include <ATen/Parallel.h>
+
 #include <gtest/gtest.h>
 
 #include "rmoe/base/process.h"

@@ -109,8 +109,7 @@ std::vector<Tensor> run(const Inputs& in, const Tensor& grad, double p, DropoutK
 std::vector<Tensor> formula(const Inputs& in, const Tensor& grad, double p, DropoutKey key) {
   const auto k = static_cast<int64_t>(key.value);
   const auto [out, lse] = reference::span_attention(in.q, in.k, in.v, in.key_pe, p, k);
-  auto [dq, dk, dv, dkey_pe] =
-      reference::span_attention_backward(grad, in.q, in.k, in.v, in.key_pe, out, lse, p, k);
+  auto [dq, dk, dv, dkey_pe] = reference::span_attention_backward(grad, in.q, in.k, in.v, in.key_pe, out, lse, p, k);
   return {out, dq, dk, dv, dkey_pe};
 }
 
@@ -152,7 +151,8 @@ TEST(SpanAttention, AnyStridesGiveTheSameBits) {
     other.key_pe = in.key_pe.t().contiguous().t();
     testing::for_each_isa([&] {
       if (kernels::cpu_isa() == kernels::Isa::kPlain) return;  // the library's own products
-      const auto a = run(in, grad, 0.2, {1}), b = run(other, grad.transpose(2, 3).contiguous().transpose(2, 3), 0.2, {1});
+      const auto a = run(in, grad, 0.2, {1}),
+                 b = run(other, grad.transpose(2, 3).contiguous().transpose(2, 3), 0.2, {1});
       for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(a[i].equal(b[i])) << i;
     });
   }

@@ -9,7 +9,6 @@
 namespace rmoe::plot {
 namespace {
 
-
 // The tests of plots and reports rely on it.
 TEST(CheckMarkup, FindsWhatIsWrong) {
   EXPECT_EQ(check_markup("<!DOCTYPE html><a b=\"1\" c='>'>x &amp; <i/>y</a>"), "");

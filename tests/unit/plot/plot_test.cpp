@@ -144,8 +144,13 @@ TEST(MeanLine, AveragesLinesOfEquallyManyPointsPointByPoint) {
 }
 
 TEST(HeatMap, HasACellForEachFiniteValueAndAScale) {
-  HeatMap map{.title = "map", .x_label = "x", .y_label = "y", .unit = "nats",
-              .values = {{0, 1, 2}, {2, std::nan(""), 1}}, .largest = 2, .row_labels = {"<first>", "second"}};
+  HeatMap map{.title = "map",
+              .x_label = "x",
+              .y_label = "y",
+              .unit = "nats",
+              .values = {{0, 1, 2}, {2, std::nan(""), 1}},
+              .largest = 2,
+              .row_labels = {"<first>", "second"}};
   const std::string svg = heat_map(map);
   EXPECT_EQ(check_markup(svg), "");
   EXPECT_NE(svg.find("&lt;first&gt;"), std::string::npos);
@@ -158,8 +163,11 @@ TEST(HeatMap, HasACellForEachFiniteValueAndAScale) {
 }
 
 TEST(BoxPlot, DrawsBoxesAndTheDashedLine) {
-  BoxPlot plot{.title = "boxes", .x_label = "step", .y_label = "value",
-               .groups = {{"a", 0, {{100, {1, 2, 3, 4, 5}}, {200, {2, 2, 2}}}, 0.5}, {"b", 1, {{100, {3}}}, std::nan("")}}};
+  BoxPlot plot{
+      .title = "boxes",
+      .x_label = "step",
+      .y_label = "value",
+      .groups = {{"a", 0, {{100, {1, 2, 3, 4, 5}}, {200, {2, 2, 2}}}, 0.5}, {"b", 1, {{100, {3}}}, std::nan("")}}};
   EXPECT_TRUE(has_boxes(plot));
   const std::string svg = box_plot(plot);
   EXPECT_EQ(check_markup(svg), "");

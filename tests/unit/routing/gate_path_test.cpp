@@ -19,9 +19,9 @@ class TwoLayers {
     bind(moe_, parse_flags(flags));
     std::vector<ParamScope> scopes;
     for (const char* name : {"a", "b"}) scopes.emplace_back(table, name);
-    pipeline_ = std::make_unique<Pipeline>(
-        moe_, PipelineShape{.model_width = kWide, .vocab_size = 10, .init_deviation = 0.2}, ParamScope(table, "s"),
-        scopes);
+    pipeline_ =
+        std::make_unique<Pipeline>(moe_, PipelineShape{.model_width = kWide, .vocab_size = 10, .init_deviation = 0.2},
+                                   ParamScope(table, "s"), scopes);
   }
 
   RoutingTrace run(const Tensor& x_TD, const RouteContext& context) const {

@@ -9,8 +9,8 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
-#include "rmoe/analysis/routing.h"
 #include "rmoe/analysis/model/weights.h"
+#include "rmoe/analysis/routing.h"
 #include "rmoe/base/error.h"
 #include "rmoe/base/log.h"
 #include "rmoe/data/hash.h"
@@ -106,7 +106,7 @@ class TraceChunk {
 };
 
 constexpr int64_t kGradientTokens = 1024;  // of a batch that gradients are measured on, unless its block is longer
-constexpr int64_t kPiece = 4096;  // records of a trace, tokens of a file at a time
+constexpr int64_t kPiece = 4096;           // records of a trace, tokens of a file at a time
 
 // What each id looks like after another token: pieces of words that open with a space show it there.
 std::vector<std::string> token_texts(const data::Tokenizer& tokenizer) {
@@ -157,8 +157,8 @@ void append(Json& to, const Json& members) {
   for (const auto& [key, value] : members.items()) to[key] = value;
 }
 
-const Json kNoWeights = {{"expert_similarity", nullptr}, {"router_weights", nullptr}, {"gradients", nullptr},
-                         {"state_gradient", nullptr}};
+const Json kNoWeights = {
+    {"expert_similarity", nullptr}, {"router_weights", nullptr}, {"gradients", nullptr}, {"state_gradient", nullptr}};
 
 // The step of a record. Records are in the order of their steps.
 int64_t step_of(const io::TraceFile& file, int64_t record) {
@@ -220,7 +220,8 @@ class Gradients {
     length_ = std::min(t.block, tokens.size() - 1);
     const int64_t blocks = (tokens.size() - 1) / length_;
     // Two passes' activations are in memory at once, whatever batches the run was trained with.
-    rows_ = std::min({std::max<int64_t>(t.batch / t.accumulate, 1), blocks, std::max<int64_t>(kGradientTokens / length_, 1)});
+    rows_ = std::min(
+        {std::max<int64_t>(t.batch / t.accumulate, 1), blocks, std::max<int64_t>(kGradientTokens / length_, 1)});
     batches_ = std::min(batches, blocks / rows_);
   }
 
@@ -254,8 +255,8 @@ class Gradients {
                                        std::vector<Norm>(layers + 1)};
       for (size_t i = 0; i < parameters_.size(); ++i) {
         const Tensor sum = of_loss[i].defined() && of_balance[i].defined() ? of_loss[i] + of_balance[i]
-                           : of_loss[i].defined()                         ? of_loss[i]
-                                                                          : of_balance[i];
+                           : of_loss[i].defined()                          ? of_loss[i]
+                                                                           : of_balance[i];
         const auto layer = layer_of_[i] < 0 ? layers : static_cast<size_t>(layer_of_[i]);
         whole_norm.add(sum), lm_norm.add(of_loss[i]), balance_norm.add(of_balance[i]);
         by_layer[0][layer].add(sum), by_layer[1][layer].add(of_loss[i]), by_layer[2][layer].add(of_balance[i]);
@@ -318,11 +319,9 @@ class Gradients {
   }
 
   ForwardResult pass(int64_t batch, bool cut) const {
-    return run_.model->forward(ids(batch).narrow(1, 0, length_).contiguous(), {},
-                               {.training = true,
-                                .dropout_key = {static_cast<uint64_t>(batch)},
-                                .hidden_only = true,
-                                .cut_state = cut});
+    return run_.model->forward(
+        ids(batch).narrow(1, 0, length_).contiguous(), {},
+        {.training = true, .dropout_key = {static_cast<uint64_t>(batch)}, .hidden_only = true, .cut_state = cut});
   }
 
   Tensor lm_loss(const ForwardResult& forward, int64_t batch) const {
@@ -462,8 +461,8 @@ void tell_apart(Json& runs) {
 Json analyze(const AnalyzeCommand& command) {
   configure_runtime(command.threads);
   RMOE_CHECK(!command.runs.empty(), "analyze: no run given");
-  RMOE_CHECK(command.traces.empty() || command.traces.size() == command.runs.size(), "analyze: ",
-             command.traces.size(), " traces for ", command.runs.size(), " runs; expected one for each, or none");
+  RMOE_CHECK(command.traces.empty() || command.traces.size() == command.runs.size(), "analyze: ", command.traces.size(),
+             " traces for ", command.runs.size(), " runs; expected one for each, or none");
   Json runs = Json::array();
   for (size_t i = 0; i < command.runs.size(); ++i) {
     const std::string& path = command.runs[i];

@@ -8,7 +8,7 @@ namespace {
 
 struct Sizes {
   int64_t T, D, F, N, K;
-  bool gated = true;    // SwiGLU; false: relu with biases
+  bool gated = true;  // SwiGLU; false: relu with biases
   double dropout = 0;
   bool skewed = false;  // half of the slots go to one expert
 };
@@ -42,16 +42,15 @@ OpCase experts_case(const std::string& what, const Sizes& s) {
           }};
 }
 
-RMOE_BENCH_OP(experts,
-              {.floor = 1,
-               .cases = {experts_case("llama T 2048, D 384, 16 x 384, K 2", {2048, 384, 384, 16, 2}),
-                         experts_case("wide T 2048, D 1280, 16 x 448, K 4", {2048, 1280, 448, 16, 4}),
-                         experts_case("span T 2048, D 352, 16 x 352 relu, K 2", {2048, 352, 352, 16, 2, false, 0.1}),
-                         experts_case("half of the slots on one expert", {2048, 384, 384, 16, 2, true, 0, true}),
-                         experts_case("8 experts", {2048, 384, 384, 8, 2}),
-                         experts_case("128 experts", {2048, 384, 384, 128, 2}),
-                         experts_case("T 256", {256, 384, 384, 16, 2}),
-                         experts_case("T 32768", {32768, 384, 384, 16, 2})}})
+RMOE_BENCH_OP(
+    experts,
+    {.floor = 1,
+     .cases = {experts_case("llama T 2048, D 384, 16 x 384, K 2", {2048, 384, 384, 16, 2}),
+               experts_case("wide T 2048, D 1280, 16 x 448, K 4", {2048, 1280, 448, 16, 4}),
+               experts_case("span T 2048, D 352, 16 x 352 relu, K 2", {2048, 352, 352, 16, 2, false, 0.1}),
+               experts_case("half of the slots on one expert", {2048, 384, 384, 16, 2, true, 0, true}),
+               experts_case("8 experts", {2048, 384, 384, 8, 2}), experts_case("128 experts", {2048, 384, 384, 128, 2}),
+               experts_case("T 256", {256, 384, 384, 16, 2}), experts_case("T 32768", {32768, 384, 384, 16, 2})}})
 
 }  // namespace
 }  // namespace rmoe::bench

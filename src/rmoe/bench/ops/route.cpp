@@ -30,16 +30,16 @@ OpCase stage_case(const std::string& cell, int64_t gates, int64_t T, int64_t D, 
 }
 
 OpCase gate_case(int64_t T, int64_t R, int64_t N, int64_t K) {
-  return {"T " + std::to_string(T) + ", R " + std::to_string(R) + ", N " + std::to_string(N) + ", K " +
-              std::to_string(K),
-          [=](at::ScalarType dtype) -> OpWork {
-            const Tensor feature = random_leaf({T, R}, dtype), weight = random_leaf({N, R}, at::kFloat);
-            const auto flops = 2 * static_cast<double>(T * R * N);
-            return {.inputs = {feature, weight},
-                    .run = [=] { return gate(feature, weight, {}, K, true).weights_TK; },
-                    .flops = flops,
-                    .backward_flops = 2 * flops};
-          }};
+  return {
+      "T " + std::to_string(T) + ", R " + std::to_string(R) + ", N " + std::to_string(N) + ", K " + std::to_string(K),
+      [=](at::ScalarType dtype) -> OpWork {
+        const Tensor feature = random_leaf({T, R}, dtype), weight = random_leaf({N, R}, at::kFloat);
+        const auto flops = 2 * static_cast<double>(T * R * N);
+        return {.inputs = {feature, weight},
+                .run = [=] { return gate(feature, weight, {}, K, true).weights_TK; },
+                .flops = flops,
+                .backward_flops = 2 * flops};
+      }};
 }
 
 RMOE_BENCH_OP(recurrent_stage, {.floor = 1.1,

@@ -1,6 +1,7 @@
 // span_attention: the paper's medium model (heads of 44) and a width that fills vectors.
-#include "rmoe/bench/op.h"
 #include "rmoe/ops/span_attention.h"
+
+#include "rmoe/bench/op.h"
 
 namespace rmoe::bench {
 namespace {

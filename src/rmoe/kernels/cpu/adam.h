@@ -18,8 +18,8 @@ struct AdamTensor {
   bool decays;  // false: no weight decay
 };
 
-// g = grad_scale * grad, and for Adam + weight_decay * value;  m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;
-// value = keep * value - step_size * m / (root_scale * sqrt(v) + eps), keep = 1 but for AdamW's decay.
+// g = grad_scale * grad, and for Adam + weight_decay * value;  m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2)
+// g^2; value = keep * value - step_size * m / (root_scale * sqrt(v) + eps), keep = 1 but for AdamW's decay.
 struct AdamStep {
   double grad_scale;
   double beta1, beta2, eps;

@@ -1,8 +1,9 @@
 // Which instruction sets the CPU kernels use on this machine.
 //
 // A kernel is one source file in per_isa/, compiled once for each instruction set and element type that it supports:
-// fp32 for AVX2 and for AVX-512, bf16 for AVX-512 with BF16 dot products (which also uses the tiles of AMX where the CPU
-// has them). Each copy lives in a namespace of its own, RMOE_ISA. Where none fits, callers compute the ATen formula.
+// fp32 for AVX2 and for AVX-512, bf16 for AVX-512 with BF16 dot products (which also uses the tiles of AMX where the
+// CPU has them). Each copy lives in a namespace of its own, RMOE_ISA. Where none fits, callers compute the ATen
+// formula.
 #pragma once
 
 #include <type_traits>
@@ -27,24 +28,24 @@ bool library_has_fast_fp32();
 // RMOE_KERNELS(experts, ExpertsKernels) declares `const ExpertsKernels<T>* experts_kernels<T>()`, T float or Bf16: the
 // functions compiled for this CPU, or null. per_isa/experts.cpp defines the table `experts` in its namespace.
 #if defined(__x86_64__)
-#define RMOE_KERNELS(name, Table)                                        \
-  namespace avx2 {                                                       \
-  extern const Table<float> name;                                        \
-  }                                                                      \
-  namespace avx512 {                                                     \
-  extern const Table<float> name;                                        \
-  }                                                                      \
-  namespace avx512_bf16 {                                                \
-  extern const Table<Bf16> name;                                         \
-  }                                                                      \
-  template <class T>                                                     \
-  const Table<T>* name##_kernels() {                                     \
-    if constexpr (std::is_same_v<T, float>) {                            \
-      if (cpu_isa() >= Isa::kAvx512) return &avx512::name;               \
-      return cpu_isa() >= Isa::kAvx2 ? &avx2::name : nullptr;            \
-    } else {                                                             \
+#define RMOE_KERNELS(name, Table)                                          \
+  namespace avx2 {                                                         \
+  extern const Table<float> name;                                          \
+  }                                                                        \
+  namespace avx512 {                                                       \
+  extern const Table<float> name;                                          \
+  }                                                                        \
+  namespace avx512_bf16 {                                                  \
+  extern const Table<Bf16> name;                                           \
+  }                                                                        \
+  template <class T>                                                       \
+  const Table<T>* name##_kernels() {                                       \
+    if constexpr (std::is_same_v<T, float>) {                              \
+      if (cpu_isa() >= Isa::kAvx512) return &avx512::name;                 \
+      return cpu_isa() >= Isa::kAvx2 ? &avx2::name : nullptr;              \
+    } else {                                                               \
       return cpu_isa() >= Isa::kAvx512Bf16 ? &avx512_bf16::name : nullptr; \
-    }                                                                    \
+    }                                                                      \
   }
 #else
 #define RMOE_KERNELS(name, Table)    \

@@ -18,9 +18,9 @@ struct RecurrentStage {
   int64_t T = 0, D = 0, P = 0;
   const float* x = nullptr;  // [T, D], one of the two is null
   const Bf16* narrow_x = nullptr;
-  const float* projection = nullptr;  // [P, D], null: none
-  const float* state = nullptr;       // [T, P], null: zeros, here and below
-  const float* cell_state = nullptr;  // [T, P], of the lstm
+  const float* projection = nullptr;             // [P, D], null: none
+  const float* state = nullptr;                  // [T, P], null: zeros, here and below
+  const float* cell_state = nullptr;             // [T, P], of the lstm
   const float *w_ih = nullptr, *w_hh = nullptr;  // [GP, I], [GP, P]
   const float *b_ih = nullptr, *b_hh = nullptr;  // [GP]
 
@@ -32,10 +32,10 @@ struct RecurrentStageGradients {
   const float *state = nullptr, *cell_state = nullptr;  // [T, P], of what forward returned; null: zeros
   float* d_x = nullptr;                                 // [T, D] in x's type, one of the two is null
   Bf16* d_narrow_x = nullptr;
-  float* d_projection = nullptr;                           // [P, D]; null where there is none
-  float *d_state = nullptr, *d_cell_state = nullptr;       // [T, P]; null where there is none
-  float *d_w_ih = nullptr, *d_w_hh = nullptr;              // [GP, I], [GP, P]
-  float *d_b_ih = nullptr, *d_b_hh = nullptr;              // [GP]
+  float* d_projection = nullptr;                      // [P, D]; null where there is none
+  float *d_state = nullptr, *d_cell_state = nullptr;  // [T, P]; null where there is none
+  float *d_w_ih = nullptr, *d_w_hh = nullptr;         // [GP, I], [GP, P]
+  float *d_b_ih = nullptr, *d_b_hh = nullptr;         // [GP]
 };
 
 // T is what the products are computed with (per_isa/fp32_product.h); everything is as exact as fp32.

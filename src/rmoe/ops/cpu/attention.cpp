@@ -43,8 +43,17 @@ template <class T>
 struct SpanInputs {
   SpanInputs(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& key_pe_, double p, int64_t key)
       : q(with_rows(q_)), k(with_rows(k_)), v(with_rows(v_)), key_pe(key_pe_.contiguous()) {
-    a = {q.size(0), q.size(1), q.size(2), key_pe.size(1), q.size(3), read_rows<T>(q, 1), read_rows<T>(k, 1),
-         read_rows<T>(v, 1), weight<T>(key_pe), p, static_cast<uint64_t>(key)};
+    a = {q.size(0),
+         q.size(1),
+         q.size(2),
+         key_pe.size(1),
+         q.size(3),
+         read_rows<T>(q, 1),
+         read_rows<T>(k, 1),
+         read_rows<T>(v, 1),
+         weight<T>(key_pe),
+         p,
+         static_cast<uint64_t>(key)};
   }
   Tensor q, k, v, key_pe;
   kernels::SpanAttention<T> a;
@@ -115,8 +124,16 @@ struct CausalInputs {
                const OptionalTensor& sin_)
       : q(with_rows(q_)), k(with_rows(k_)), v(with_rows(v_)) {
     if (cos_) cos = cos_->contiguous(), sin = sin_->contiguous();
-    a = {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3), read_rows<T>(q, 2),
-         read_rows<T>(k, 2), read_rows<T>(v, 2), cos_ ? read<float>(cos) : nullptr,
+    a = {q.size(0),
+         q.size(1),
+         k.size(1),
+         q.size(2),
+         k.size(2),
+         q.size(3),
+         read_rows<T>(q, 2),
+         read_rows<T>(k, 2),
+         read_rows<T>(v, 2),
+         cos_ ? read<float>(cos) : nullptr,
          cos_ ? read<float>(sin) : nullptr};
   }
   Tensor q, k, v, cos, sin;

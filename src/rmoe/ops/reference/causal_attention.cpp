@@ -12,7 +12,9 @@ namespace {
 class CausalHeads {
  public:
   CausalHeads(const Tensor& q, const Tensor& k)
-      : q_(q), group_(q.size(2) / std::max<int64_t>(k.size(2), 1)), scale_(1 / std::sqrt(static_cast<double>(q.size(3)))) {
+      : q_(q),
+        group_(q.size(2) / std::max<int64_t>(k.size(2), 1)),
+        scale_(1 / std::sqrt(static_cast<double>(q.size(3)))) {
     const int64_t Sq = q.size(1), Sk = k.size(1);
     hidden_ = at::ones({Sq, Sk}, q.options().dtype(at::kBool)).triu(Sk - Sq + 1);
   }

@@ -10,8 +10,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate(const Tensor& feature, c
   const Tensor logits = affine(at_least_fp32(feature), weight, bias.value_or(Tensor()));
   const Tensor probs = logits.softmax(-1);
   // A stable sort, not topk, which leaves the order of equals open.
-  const Tensor ids =
-      std::get<1>(probs.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, top_k).contiguous();
+  const Tensor ids = std::get<1>(probs.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, top_k).contiguous();
   const Tensor weights = renormalize ? logits.gather(1, ids).softmax(-1) : probs.gather(1, ids);
   return {ids, weights, probs, logits, at::bincount(ids.flatten(), {}, weight.size(0))};
 }

@@ -9,8 +9,11 @@ namespace {
 struct Precise {
   Precise(const Tensor& x_, const OptionalTensor& h_, const OptionalTensor& c_, const OptionalTensor& projection_,
           const Tensor& w_ih_, const Tensor& w_hh_, const Tensor& b_ih_, const Tensor& b_hh_)
-      : x(at_least_fp32(x_)), w_ih(w_ih_.to(x.scalar_type())), w_hh(w_hh_.to(x.scalar_type())),
-        b_ih(b_ih_.to(x.scalar_type())), b_hh(b_hh_.to(x.scalar_type())) {
+      : x(at_least_fp32(x_)),
+        w_ih(w_ih_.to(x.scalar_type())),
+        w_hh(w_hh_.to(x.scalar_type())),
+        b_ih(b_ih_.to(x.scalar_type())),
+        b_hh(b_hh_.to(x.scalar_type())) {
     if (h_) h = h_->to(x.scalar_type());
     if (c_) c = c_->to(x.scalar_type());
     if (projection_) projection = projection_->to(x.scalar_type());
@@ -97,8 +100,8 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
       const Tensor grad = or_zeros(grad_h, v.c), bent = v.c.tanh();
       const Tensor d_cell = grad * v.o * (1 - bent * bent) + or_zeros(grad_c, v.c);
       const Tensor d_f = p.c ? d_cell * *p.c * v.f * (1 - v.f) : at::zeros_like(v.c);
-      d_gates = at::cat({d_cell * v.g * v.i * (1 - v.i), d_f, d_cell * v.i * (1 - v.g * v.g),
-                         grad * bent * v.o * (1 - v.o)}, 1);
+      d_gates = at::cat(
+          {d_cell * v.g * v.i * (1 - v.i), d_f, d_cell * v.i * (1 - v.g * v.g), grad * bent * v.o * (1 - v.o)}, 1);
       if (p.c) d_c = d_cell * v.f;
     }
     d_hidden = d_gates;

@@ -26,13 +26,13 @@ using T = RMOE_TYPE;
 
 constexpr bool kNarrow = std::is_same_v<T, Bf16>;
 constexpr int64_t kQueries = kNarrow ? 64 : 32;  // rows of a block; a multiple of kPanel
-constexpr int64_t kGroup = 32;                   // rows whose scores are made at once: with kKeys, they stay in the L1 cache
-constexpr int64_t kKeys = 128;                   // columns of them
-constexpr int64_t kStretch = 768;                // columns whose weights backward holds at once: those of a block stay in L2
-constexpr int64_t kFewQueries = 4;               // up to so many, keys and values are read in place
+constexpr int64_t kGroup = 32;      // rows whose scores are made at once: with kKeys, they stay in the L1 cache
+constexpr int64_t kKeys = 128;      // columns of them
+constexpr int64_t kStretch = 768;   // columns whose weights backward holds at once: those of a block stay in L2
+constexpr int64_t kFewQueries = 4;  // up to so many, keys and values are read in place
 
-// The softmax is computed with powers of e in fp32 and, which takes fewer steps and loses more of a large score's digits,
-// powers of 2 in bf16: scores and log-sum-exps are in units of this.
+// The softmax is computed with powers of e in fp32 and, which takes fewer steps and loses more of a large score's
+// digits, powers of 2 in bf16: scores and log-sum-exps are in units of this.
 constexpr float kUnit = kNarrow ? 1.44269504f : 1;
 
 #if defined(__AVX512BF16__)
@@ -50,8 +50,8 @@ inline Vec power(Vec x) {
 inline Vec power(Vec x) { return exp(x); }
 #endif
 
-// power(score * factor - shift). In fp32 the product is rounded first, as it was for a shift that is a largest score or a
-// log-sum-exp: the roundings cancel where one key has most of the weight.
+// power(score * factor - shift). In fp32 the product is rounded first, as it was for a shift that is a largest score or
+// a log-sum-exp: the roundings cancel where one key has most of the weight.
 inline Vec weight_of(Vec score, Vec factor, Vec shift) {
   if constexpr (kNarrow) return power(fma(score, factor, Vec(0.0f) - shift));
   Vec product = score * factor;
@@ -93,7 +93,8 @@ class KeptLanes {
     const UInts index = kLane + lowest;
     const UInts drawn = stream_.draw(index);
     // Behind an index of 32 ones the next stream begins.
-    if (lowest >= first_ && lowest <= UINT32_MAX - static_cast<uint32_t>(Vec::kLanes)) [[likely]] return at_least(drawn);
+    if (lowest >= first_ && lowest <= UINT32_MAX - static_cast<uint32_t>(Vec::kLanes)) [[likely]]
+      return at_least(drawn);
     return at_least(index < first_ ? carried_.draw(index) : drawn);
   }
 
@@ -120,9 +121,7 @@ class KeptLanes {
 inline int64_t stride_of(int64_t n) { return round_up(n, kPanel) + 16; }
 
 // Zeros outside of lanes [begin, end).
-inline Vec between(Vec x, int64_t begin, int64_t end) {
-  return first(Vec(0.0f), begin, first(x, end, Vec(0.0f)));
-}
+inline Vec between(Vec x, int64_t begin, int64_t end) { return first(Vec(0.0f), begin, first(x, end, Vec(0.0f))); }
 
 // Hands out pieces of one thread's memory: once without any, to learn the size, and once with it.
 class Carver {
@@ -239,7 +238,8 @@ void weigh(const Row& row, const float* scores, T* weights, int64_t at, int64_t 
     sum = sum + weight;
     store(weights + c, apply(row.kept(at + c), weight));
   }
-  for (int64_t c = std::max(from, round_up(end, Vec::kLanes)); c < width; c += Vec::kLanes) store(weights + c, Vec(0.0f));
+  for (int64_t c = std::max(from, round_up(end, Vec::kLanes)); c < width; c += Vec::kLanes)
+    store(weights + c, Vec(0.0f));
   store(sums, sum_before + sum);
 }
 
@@ -287,15 +287,15 @@ struct BackwardBuffers {
     carver.take(inner, kQueries);
     carver.take(rows_of_keys, kPanel * C);
   }
-  T *q = nullptr, *dout = nullptr;      // [kQueries, padded_depth(C)]
-  T *q_t = nullptr, *dout_t = nullptr;  // [C, padded_depth(rows)]
+  T *q = nullptr, *dout = nullptr;               // [kQueries, padded_depth(C)]
+  T *q_t = nullptr, *dout_t = nullptr;           // [C, padded_depth(rows)]
   float *scores = nullptr, *dweights = nullptr;  // [kGroup, kKeys]
-  T* weights = nullptr;                 // [kQueries, kStretch]
-  T* dscores = nullptr;                 // [kQueries, kStretchRow], from column kMargin on
+  T* weights = nullptr;                          // [kQueries, kStretch]
+  T* dscores = nullptr;                          // [kQueries, kStretchRow], from column kMargin on
   T* packed = nullptr;
-  float* dq = nullptr;                  // [kQueries, round_up(C, kPanel)]
+  float* dq = nullptr;                     // [kQueries, round_up(C, kPanel)]
   float *lse = nullptr, *inner = nullptr;  // [kQueries]: log-sum-exp in units of kUnit; the kept share of out . dout
-  float* rows_of_keys = nullptr;        // [kPanel, C]
+  float* rows_of_keys = nullptr;           // [kPanel, C]
 };
 
 // One row of columns [at, at + n): the weights, and the gradients of the scores without the factors that all share.

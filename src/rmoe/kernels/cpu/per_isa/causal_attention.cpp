@@ -121,8 +121,8 @@ void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
         const int64_t h = kv * group + item / blocks, m = item % blocks * kQueries;
         const int64_t rows = std::min(kQueries, a.Sq - m);
         gather_turned(buffers.w.q, a, [&](int64_t r) { return a.q(b, h, m + r); }, m, rows);
-        const Band band = {buffers.keys_nk, buffers.values_kn, nullptr, nullptr, padded_depth<T>(a.Sk),
-                           past + m + rows, a.C};
+        const Band band = {buffers.keys_nk,       buffers.values_kn, nullptr, nullptr,
+                           padded_depth<T>(a.Sk), past + m + rows,   a.C};
         attend(buffers.w, band, rows, factor, 1, Causal{past + m + 1}, lse + (b * a.H + h) * a.Sq + m);
         for (int64_t r = 0; r < rows; ++r) store_row(out(b, h, m + r), buffers.w.out + r * ldo, a.C);
       }

@@ -132,8 +132,9 @@ void pack_panel_nk(T* out, T* buffer, Row&& row, int64_t n, int64_t k, int64_t p
     const int64_t plane = kPanel * depth;
     for (int64_t i = 0; i < columns; ++i) split_rows(buffer + i * depth, plane, depth, row(j + i), 0, 1, k, kTerms<T>);
     for (int term = 0; term < kTerms<T>; ++term) {
-      pack_nk(out + term * packed_size<T>(k, n) + j * depth,
-              [&](int64_t i) { return buffer + term * plane + i * depth; }, columns, depth);
+      pack_nk(
+          out + term * packed_size<T>(k, n) + j * depth, [&](int64_t i) { return buffer + term * plane + i * depth; },
+          columns, depth);
     }
   }
 }
@@ -150,8 +151,9 @@ void pack_panel_kn(T* out, T* buffer, Row&& row, int64_t n, int64_t k, int64_t p
       split_rows(buffer + i * kPanel, plane, kPanel, row(i) + j, 0, 1, columns, kTerms<T>);
     }
     for (int term = 0; term < kTerms<T>; ++term) {
-      pack_kn(out + term * packed_size<T>(k, n) + j * depth,
-              [&](int64_t i) { return buffer + term * plane + i * kPanel; }, columns, k);
+      pack_kn(
+          out + term * packed_size<T>(k, n) + j * depth, [&](int64_t i) { return buffer + term * plane + i * kPanel; },
+          columns, k);
     }
   }
 }

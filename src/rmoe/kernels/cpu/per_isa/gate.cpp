@@ -129,14 +129,12 @@ void differentiate(float* d, const Gate& g, const GateGradients& in, int64_t t) 
     Vec total(0.0f);
     for_each_stretch(g.N, [&](int64_t n, int64_t count) { total = fma(load(probs + n, count), load(d + n), total); });
     const Vec mean(sum(total));
-    for_each_stretch(g.N, [&](int64_t n, int64_t count) {
-      store(d + n, load(probs + n, count) * (load(d + n) - mean));
-    });
+    for_each_stretch(g.N,
+                     [&](int64_t n, int64_t count) { store(d + n, load(probs + n, count) * (load(d + n) - mean)); });
   }
   if (in.g_logits) {
-    for_each_stretch(g.N, [&](int64_t n, int64_t count) {
-      store(d + n, load(d + n) + load(in.g_logits + t * g.N + n, count));
-    });
+    for_each_stretch(
+        g.N, [&](int64_t n, int64_t count) { store(d + n, load(d + n) + load(in.g_logits + t * g.N + n, count)); });
   }
   if (g_weights && g.renormalize) {
     float mean = 0;

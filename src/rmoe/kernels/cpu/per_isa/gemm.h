@@ -1,9 +1,9 @@
 // Matrix products of the CPU kernels: C (+)= A B with A read in place row by row, B packed in panels, C in fp32.
 //
-// Everything that is multiplied here is either fp32 or bf16 (products summed in fp32). B is packed by pack_nk or pack_kn
-// into panels of kPanel columns; for bf16 two consecutive k lie side by side, as both the dot-product instruction and
-// the tiles of AMX read them. Whatever surrounds a product is done by the callers: gathering rows while they pack,
-// activations on the block of C while it is in the cache. Included by kernel files only.
+// Everything that is multiplied here is either fp32 or bf16 (products summed in fp32). B is packed by pack_nk or
+// pack_kn into panels of kPanel columns; for bf16 two consecutive k lie side by side, as both the dot-product
+// instruction and the tiles of AMX read them. Whatever surrounds a product is done by the callers: gathering rows while
+// they pack, activations on the block of C while it is in the cache. Included by kernel files only.
 #pragma once
 
 #include <memory>
@@ -354,8 +354,8 @@ inline void dot_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
 
 // Calls the tile for `rows` rows: R at compile time for every count.
 template <int64_t V, int64_t R, class T>
-void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k,
-                      bool accumulate, [[maybe_unused]] int64_t a_step = 1) {
+void tile_rows(int64_t rows, float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t k, bool accumulate,
+               [[maybe_unused]] int64_t a_step = 1) {
   if constexpr (R > 1) {
     if (rows < R) return tile_rows<V, R - 1>(rows, c, ldc, a, lda, b, k, accumulate, a_step);
   }
@@ -376,7 +376,8 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// Sets the thread's tiles up for blocks of `rows` <= 32 rows of C and 32 columns: tiles 0..3 are C, 4 and 5 A, 6 and 7 B.
+// Sets the thread's tiles up for blocks of `rows` <= 32 rows of C and 32 columns: tiles 0..3 are C, 4 and 5 A, 6 and 7
+// B.
 inline void shape_tiles(int64_t rows) {
   const auto upper = static_cast<uint8_t>(std::min<int64_t>(rows, 16)), lower = static_cast<uint8_t>(rows - upper);
   TileShapes shapes;
@@ -442,9 +443,10 @@ inline bool use_amx() { return cpu_isa() >= Isa::kAmx; }
 }  // namespace gemm
 
 // C (+)= A B. c [m, ldc]: whole panels of columns are written, ldc >= round_up(n, kPanel). a [m, lda]: lda at least
-// padded_depth(k). b: packed [k, n]. A panel of B stays in the first-level cache while the rows pass, so m is best a few
-// hundred at most and k below a few thousand. panel_depth: the padded depth that b was packed with, where this product
-// sums over a stretch of it only: b then points to the stretch in the first panel (kPanel elements for every k).
+// padded_depth(k). b: packed [k, n]. A panel of B stays in the first-level cache while the rows pass, so m is best a
+// few hundred at most and k below a few thousand. panel_depth: the padded depth that b was packed with, where this
+// product sums over a stretch of it only: b then points to the stretch in the first panel (kPanel elements for every
+// k).
 template <class T>
 void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t m, int64_t n, int64_t k,
               bool accumulate = false, int64_t panel_depth = 0) {
@@ -486,7 +488,8 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
     for (int64_t i = 0; i < m; i += gemm::kRows) {
       const int64_t rows = std::min(gemm::kRows, m - i);
       for (int64_t d = 0; d < depth; d += kChain) {
-        const auto tile = n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
+        const auto tile =
+            n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
         tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, depth - d),
              accumulate || d > 0, 1);
       }
@@ -522,7 +525,7 @@ inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda,
 // rounded to T as packing would; out [R, ldo]. For so few rows that reading the weights is the work.
 template <class T, int64_t R, class W>
 void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
-  constexpr int64_t kAtOnce = 4;  // rows of w: independent sums hide the latency
+  constexpr int64_t kAtOnce = 4;                // rows of w: independent sums hide the latency
   constexpr int64_t kAhead = 2048 / sizeof(W);  // the hardware's own look ahead stops at every page
   for (int64_t j = begin; j < end; j += kAtOnce) {
     const int64_t count = std::min(kAtOnce, end - j);

@@ -21,14 +21,20 @@ enum Slot { kWeights, kPartials, kTileMemory, kPackBuffer };
 // adds to the first G blocks and the state's to the last G; their gradients lie the same way.
 struct Layout {
   explicit Layout(const Stage& s)
-      : P(s.P), Q(round_up(s.P, kPanel)), G(s.gates()), I(s.input_width()), blocks(s.cell == Cell::kGru ? 4 : G),
+      : P(s.P),
+        Q(round_up(s.P, kPanel)),
+        G(s.gates()),
+        I(s.input_width()),
+        blocks(s.cell == Cell::kGru ? 4 : G),
         ld(blocks * Q + kPanel / 2),  // rows not a power of two apart, which would share cache lines
-        hidden((blocks - G) * Q), input_order{0, 1, 2, 3}, hidden_order{0, 1, 2, 3} {
+        hidden((blocks - G) * Q),
+        input_order{0, 1, 2, 3},
+        hidden_order{0, 1, 2, 3} {
     if (s.cell == Cell::kGru) input_order[0] = 2, input_order[1] = 0, input_order[2] = 1;
   }
   int64_t P, Q, G, I;
   int64_t blocks, ld;
-  int64_t hidden;  // first column that the state's product adds to
+  int64_t hidden;                           // first column that the state's product adds to
   int64_t input_order[4], hidden_order[4];  // which gate of the weights each block is
 
   int64_t columns() const { return G * Q; }  // of either product
@@ -270,9 +276,8 @@ void forward_few(const Stage& s, const Layout& l, float* h, float* c) {
     }
   }
   for (int64_t t = 0; t < s.T; ++t) {
-    for_each_stretch(s.P, [&](int64_t p, int64_t n) {
-      advance(s, l.Q, memory.gates + t * l.ld + p, t * s.P + p, n, h, c);
-    });
+    for_each_stretch(s.P,
+                     [&](int64_t p, int64_t n) { advance(s, l.Q, memory.gates + t * l.ld + p, t * s.P + p, n, h, c); });
   }
 }
 
@@ -291,9 +296,8 @@ void forward(const Stage& s, float* h, float* c) {
       const int64_t rows = std::min(kTile, s.T - t);
       tile.fill_gates(s, l, w, t, 0, rows);
       for (int64_t i = 0; i < rows; ++i) {
-        for_each_stretch(s.P, [&](int64_t p, int64_t n) {
-          advance(s, l.Q, tile.gates + i * l.ld + p, (t + i) * s.P + p, n, h, c);
-        });
+        for_each_stretch(
+            s.P, [&](int64_t p, int64_t n) { advance(s, l.Q, tile.gates + i * l.ld + p, (t + i) * s.P + p, n, h, c); });
       }
     }
   }
@@ -337,9 +341,8 @@ struct Block {
     const auto for_each_tile = [&](auto&& f) {
       for (int64_t i = 0; i < rows; i += kTile) f(i, std::min(kTile, rows - i));
     };
-    for_each_tile([&](int64_t i, int64_t count) {
-      differentiate_gates(s, l, w, g, sums, t, i, count, first && i == 0);
-    });
+    for_each_tile(
+        [&](int64_t i, int64_t count) { differentiate_gates(s, l, w, g, sums, t, i, count, first && i == 0); });
     for_each_tile([&](int64_t i, int64_t count) { differentiate_inputs(s, l, w, g, t + i, i, count); });
     add_to_sums(s, l, sums, t, rows, first);
   }

@@ -1,4 +1,5 @@
-// Attention over a fixed span by tiles (attention.h), with its position scores and dropout: see kernels/cpu/attention.h.
+// Attention over a fixed span by tiles (attention.h), with its position scores and dropout: see
+// kernels/cpu/attention.h.
 #include <omp.h>
 
 #include "rmoe/kernels/cpu/per_isa/attention.h"
@@ -26,9 +27,7 @@ struct Span {
       }
     }
   };
-  Row row(int64_t r) const {
-    return {r, r + S, position + r * ld - r, lanes, r * S - r};
-  }
+  Row row(int64_t r) const { return {r, r + S, position + r * ld - r, lanes, r * S - r}; }
   int64_t S;
   const float* position;  // [rows, ld]: q . key_pe, with readable memory on both sides
   int64_t ld;
@@ -120,9 +119,8 @@ void few_queries(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
         if (a.dropout == 0) return;
         const KeptLanes lanes(a.dropout_key, static_cast<uint64_t>((head * a.M + m) * a.S), a.dropout);
         const Vec grown(static_cast<float>(1 / (1 - a.dropout)));
-        for_each_stretch(a.S, [&](int64_t l, int64_t n) {
-          store(weights + l, apply(lanes(l), load(weights + l, n) * grown), n);
-        });
+        for_each_stretch(
+            a.S, [&](int64_t l, int64_t n) { store(weights + l, apply(lanes(l), load(weights + l, n) * grown), n); });
       };
       lse[head * a.M + m] = attend_one(out(b, h, m), scores, q, a.k(b, h, m), a.k.position, a.v(b, h, m), a.v.position,
                                        a.S, a.C, scale_of(a.C), drop);
@@ -155,8 +153,13 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
         gather(buffers.w.q, [&](int64_t r) { return a.q(b, h, m + r); }, rows, a.C);
         multiply(buffers.position + Vec::kLanes, position_stride(a.S), buffers.w.q, padded_depth<T>(a.C), positions.kn,
                  rows, a.S, a.C);
-        const Band band = {columns_of(buffers.keys_nk, m - start, a.C), rows_of(buffers.values_kn, m - start), nullptr,
-                           nullptr, padded_depth<T>(keys), a.S + rows - 1, a.C};
+        const Band band = {columns_of(buffers.keys_nk, m - start, a.C),
+                           rows_of(buffers.values_kn, m - start),
+                           nullptr,
+                           nullptr,
+                           padded_depth<T>(keys),
+                           a.S + rows - 1,
+                           a.C};
         with_dropout(a.dropout, [&](auto dropout) {
           attend(buffers.w, band, rows, factor, 1 - a.dropout, span_of<dropout.value>(a, head, m, buffers.position),
                  lse + head * a.M + m);
@@ -200,12 +203,18 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
         }
         multiply(buffers.position + Vec::kLanes, position_stride(a.S), w.q, padded_depth<T>(a.C), positions.kn, rows,
                  a.S, a.C);
-        const Band band = {columns_of(buffers.keys_nk, m, a.C), nullptr, columns_of(buffers.values_nk, m, a.C),
-                           rows_of(buffers.keys_kn, m), padded_depth<T>(keys), a.S + rows - 1, a.C};
+        const Band band = {columns_of(buffers.keys_nk, m, a.C),
+                           nullptr,
+                           columns_of(buffers.values_nk, m, a.C),
+                           rows_of(buffers.keys_kn, m),
+                           padded_depth<T>(keys),
+                           a.S + rows - 1,
+                           a.C};
         const KeySums sums = {buffers.dk_t + m, buffers.dv_t + m, ld_keys};
         // Row r's gradients by distance: l = c - r, so every row begins one element later.
         const auto of_positions = [&](int64_t at, int64_t n) {
-          const int64_t begin = std::max<int64_t>(at - (kQueries - 1), 0) / kPanel * kPanel, end = std::min(a.S, at + n);
+          const int64_t begin = std::max<int64_t>(at - (kQueries - 1), 0) / kPanel * kPanel,
+                        end = std::min(a.S, at + n);
           if (begin >= end) return;
           const T* skewed = w.dscores + kMargin - at + begin;
           multiply(w.dq, ldo, skewed, kStretchRow + 1, rows_of(positions.nk, begin), rows, a.C, end - begin, true,
@@ -215,7 +224,8 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
                    true);
         };
         with_dropout(a.dropout, [&](auto dropout) {
-          attend_backward(w, band, rows, factor, span_of<dropout.value>(a, head, m, buffers.position), sums, of_positions);
+          attend_backward(w, band, rows, factor, span_of<dropout.value>(a, head, m, buffers.position), sums,
+                          of_positions);
         });
         for (int64_t r = 0; r < rows; ++r) store_row(dq(b, h, m + r), w.dq + r * ldo, a.C, of_scores);
       }

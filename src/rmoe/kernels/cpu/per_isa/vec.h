@@ -51,15 +51,15 @@ struct Vec {
 
 // Lanes [0, n): n may be anything.
 inline __mmask16 lanes(int64_t n) {
-  return n >= 16 ? static_cast<__mmask16>(0xffff) : n <= 0 ? static_cast<__mmask16>(0) : static_cast<__mmask16>((1u << n) - 1);
+  return n >= 16  ? static_cast<__mmask16>(0xffff)
+         : n <= 0 ? static_cast<__mmask16>(0)
+                  : static_cast<__mmask16>((1u << n) - 1);
 }
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 // Zeros behind the first n.
 inline Vec load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
-inline Vec widen(__m256i bits) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+inline Vec widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 inline Vec load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline Vec load(const Bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
@@ -155,9 +155,7 @@ inline float max(Vec a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-inline Vec first(Vec x, int64_t n, Vec other) {
-  return _mm256_blendv_ps(other.v, x.v, _mm256_castsi256_ps(lanes(n)));
-}
+inline Vec first(Vec x, int64_t n, Vec other) { return _mm256_blendv_ps(other.v, x.v, _mm256_castsi256_ps(lanes(n))); }
 inline Vec where_greater(Vec x, Vec y, Vec a, Vec b) {
   return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ));
 }
