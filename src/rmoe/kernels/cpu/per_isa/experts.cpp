@@ -17,7 +17,7 @@ namespace {
 using T = RMOE_TYPE;
 
 constexpr int64_t kChunk = 128;     // rows of a product at once: with kGroup, C stays in the caches
-constexpr int64_t kGroup = 256;     // columns at once
+constexpr int64_t kGroup = 512;     // columns at once
 constexpr int64_t kGathered = 512;  // rows of x at once in forward: with a group of weights they fit the second cache
 constexpr int64_t kSummed = 992;    // rows that a weight gradient sums at once; off the powers of two, whose rows would
                                     // all lie in the same sets of the cache

@@ -175,11 +175,13 @@ Right<T> right_of_rows(T* packed, const Left<T>& a, int64_t n, int64_t k) {
 namespace gemm {
 
 #if defined(__AMX_BF16__)
-// `rows` <= 32 rows by 32 columns of C; the tiles are shaped for them.
+// `rows` <= 32 rows by 32 columns of C, summed over [begin, end) of the depth; the tiles are shaped for them.
 template <bool kTwo>
-inline void split_tile(float* c, int64_t ldc, const Left<Bf16>& a, const Right<Bf16>& b, int highest, bool accumulate) {
+inline void split_tile(float* c, int64_t ldc, const Left<Bf16>& a, const Right<Bf16>& b, int64_t begin, int64_t end,
+                       int highest, bool accumulate) {
   const int64_t c_bytes = ldc * 4, a_bytes = a.ld * 2;
   constexpr int64_t kBBytes = kPanel * 4;
+  see_memory();
   if (accumulate) {
     _tile_loadd(0, c, c_bytes);
     _tile_loadd(1, c + 16, c_bytes);
@@ -191,17 +193,17 @@ inline void split_tile(float* c, int64_t ldc, const Left<Bf16>& a, const Right<B
     if (kTwo) _tile_zero(2);
     if (kTwo) _tile_zero(3);
   }
-  for (int64_t i = 0; i < b.depth; i += 32) {
+  for (int64_t i = begin; i < end; i += 32) {
     for (int s = 0; s < a.terms; ++s) {
       const Bf16* rows = a.data + s * a.plane + i;
       _tile_loadd(4, rows, a_bytes);
       if (kTwo) _tile_loadd(5, rows + 16 * a.ld, a_bytes);
       for (int t = 0; t < std::min(b.terms, highest + 1 - s); ++t) {
         const Bf16* columns = b.data + t * b.plane + i * kPanel;
-        _tile_loadd(6, columns, kBBytes);
+        _tile_stream_loadd(6, columns, kBBytes);
         _tile_dpbf16ps(0, 4, 6);
         if (kTwo) _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, columns + 32, kBBytes);
+        _tile_stream_loadd(7, columns + 32, kBBytes);
         _tile_dpbf16ps(1, 4, 7);
         if (kTwo) _tile_dpbf16ps(3, 5, 7);
       }
@@ -227,28 +229,17 @@ void product(float* c, int64_t ldc, const Left<T>& a, const Right<T>& b, int64_t
   } else {
 #if defined(__AMX_BF16__)
     const int highest = precision == Precision::kFp32 ? 2 : 1;
-    const auto row = [&](int64_t i) {
-      Left<T> block = a;
-      block.data += i * a.ld;
-      block.terms = std::min(a.terms, highest + 1);
-      return block;
-    };
-    const int64_t whole = m / 32 * 32;
-    if (whole > 0) {
-      gemm::shape_tiles(32);
-      for (int64_t j = 0; j < n; j += kPanel) {
-        for (int64_t i = 0; i < whole; i += 32) {
-          gemm::split_tile<true>(c + i * ldc + j, ldc, row(i), b.columns(j), highest, accumulate);
-        }
-      }
-    }
-    if (whole < m) {
-      gemm::shape_tiles(m - whole);
-      for (int64_t j = 0; j < n; j += kPanel) {
-        if (m - whole > 16) {
-          gemm::split_tile<true>(c + whole * ldc + j, ldc, row(whole), b.columns(j), highest, accumulate);
-        } else {
-          gemm::split_tile<false>(c + whole * ldc + j, ldc, row(whole), b.columns(j), highest, accumulate);
+    Left<T> rows = a;
+    rows.terms = std::min(a.terms, highest + 1);
+    // The rows of A stay in the first-level cache while B streams by.
+    const int64_t stretch = round_up(512 / rows.terms, kDepth<T>);
+    for (int64_t i = 0; i < m; i += 32, rows.data += 32 * a.ld) {
+      if (i == 0 || m - i < 32) gemm::shape_tiles(std::min<int64_t>(32, m - i));
+      const auto tile = m - i > 16 ? &gemm::split_tile<true> : &gemm::split_tile<false>;
+      for (int64_t d = 0; d < b.depth; d += stretch) {
+        for (int64_t j = 0; j < n; j += kPanel) {
+          tile(c + i * ldc + j, ldc, rows, b.columns(j), d, std::min(b.depth, d + stretch), highest,
+               accumulate || d > 0);
         }
       }
     }

@@ -6,11 +6,9 @@
 // they pack, activations on the block of C while it is in the cache. Included by kernel files only.
 #pragma once
 
-#include <memory>
-#include <new>
-
 #include "rmoe/kernels/cpu/isa.h"
 #include "rmoe/kernels/cpu/per_isa/vec.h"
+#include "rmoe/kernels/cpu/scratch.h"
 
 namespace rmoe::kernels {
 namespace RMOE_ISA {
@@ -35,26 +33,13 @@ constexpr int64_t packed_size(int64_t k, int64_t n) {
   return padded_depth<T>(k) * round_up(n, kPanel);
 }
 
-// Memory of one thread, aligned to cache lines, kept from call to call: it grows and is never given back, so a steady
-// state asks for none. The slots of one kernel are told apart by number; what a slot held before is lost.
+// Memory of one thread, aligned to cache lines, kept from call to call. The slots of one kernel are told apart by
+// number; what a slot held before is lost.
 template <class T>
 T* scratch(int slot, int64_t count) {
-  struct Block {
-    std::byte* data = nullptr;
-    size_t size = 0;
-    ~Block() { std::free(data); }
-  };
   constexpr int kSlots = 16;
-  thread_local Block blocks[kSlots];
-  Block& block = blocks[slot];
-  const auto bytes = static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 4096));
-  if (block.size < bytes) {
-    std::free(block.data);
-    block.data = static_cast<std::byte*>(std::aligned_alloc(4096, bytes));
-    if (!block.data) throw std::bad_alloc();
-    block.size = bytes;
-  }
-  return reinterpret_cast<T*>(block.data);
+  thread_local Scratch blocks[kSlots];
+  return reinterpret_cast<T*>(blocks[slot].at_least(static_cast<size_t>(count) * sizeof(T) + 64));
 }
 
 #if defined(__AVX512F__)
@@ -227,12 +212,18 @@ void transpose_rows(T* out, Row&& row, int64_t m, int64_t k) {
   const int64_t depth = padded_depth<T>(k);
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
+    constexpr int64_t kAhead = 64;
     for (int64_t i = 0; i < depth; i += 32) {
       for (int64_t j = 0; j < m; j += 16) {
         __m512i r[16];
         for (int64_t c = 0; c < 16; ++c) {
           const int64_t at = i + 2 * c;
           if (at + 1 < k) {
+            // More rows than the hardware fetches ahead of.
+            if (j % 32 == 0) {
+              prefetch(row(at) + j + kAhead);
+              prefetch(row(at + 1) + j + kAhead);
+            }
             r[c] = load_pairs(row(at) + j, row(at + 1) + j, m - j);
           } else if (at < k) {
             r[c] = _mm512_and_si512(_mm512_set1_epi32(0xffff), load_pairs(row(at) + j, row(at) + j, m - j));
@@ -388,13 +379,18 @@ inline void shape_tiles(int64_t rows) {
   for (int tile : {0, 1, 4}) set(tile, upper);
   for (int tile : {2, 3, 5}) set(tile, lower);
   for (int tile : {6, 7}) set(tile, 16);
-  _tile_loadconfig(&shapes);
+  // Of the intrinsic's argument GCC believes that 8 bytes are read, and leaves the stores of the others out.
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
 }
+
+// What was stored before is in memory when tiles are loaded: their intrinsics do not tell GCC that they read any.
+inline void see_memory() { asm volatile("" ::: "memory"); }
 
 template <bool kTwo>  // whether there are rows 16 and up
 inline void amx_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf16* b, int64_t k, bool accumulate) {
   const int64_t c_bytes = ldc * 4, a_bytes = lda * 2;
   constexpr int64_t kBBytes = kPanel * 4;
+  see_memory();
   if (accumulate) {
     _tile_loadd(0, c, c_bytes);
     _tile_loadd(1, c + 16, c_bytes);
@@ -406,11 +402,12 @@ inline void amx_tile(float* c, int64_t ldc, const Bf16* a, int64_t lda, const Bf
     if (kTwo) _tile_zero(2);
     if (kTwo) _tile_zero(3);
   }
+  // B streams by, so that the rows of A keep their place in the first-level cache.
   for (int64_t i = 0; i < k; i += 32) {
-    _tile_loadd(6, b + i * kPanel, kBBytes);
+    _tile_stream_loadd(6, b + i * kPanel, kBBytes);
     _tile_loadd(4, a + i, a_bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + i * kPanel + 32, kBBytes);
+    _tile_stream_loadd(7, b + i * kPanel + 32, kBBytes);
     _tile_dpbf16ps(1, 4, 7);
     if (kTwo) {
       _tile_loadd(5, a + 16 * lda + i, a_bytes);
