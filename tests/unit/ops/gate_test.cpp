@@ -85,8 +85,10 @@ std::vector<Case> cases() {
 TEST(Gate, IsAsAccurateAsTheReferenceWithEveryInstructionSet) {
   for (const Case& c : cases()) {
     const auto in = inputs(c);
-    const Results plain = by_reference(c, in), oracle = by_reference(c, in_fp64(in));
+    const Results oracle = by_reference(c, in_fp64(in));
+    Results plain;
     testing::with_every_isa([&](const std::string& isa) {
+      if (isa == "plain") plain = by_reference(c, in);  // its products, too, are the library's
       const Results got = run(c, in);
       const std::string what = ::testing::PrintToString(c) + ", " + isa;
       EXPECT_TRUE(got.ids.equal(oracle.ids)) << what;

@@ -107,6 +107,6 @@ struct ExpertsKernels {
   // Sums over an expert's rows run in one order, whatever is split.
   void (*backward)(const ExpertsBackward<T>&);
 };
-RMOE_KERNELS(experts, ExpertsKernels)
+RMOE_PRODUCT_KERNELS(experts, ExpertsKernels)
 
 }  // namespace rmoe::kernels

@@ -2,8 +2,8 @@
 //
 // A kernel is one source file in per_isa/, compiled once for each instruction set and element type that it supports:
 // fp32 for AVX2 and for AVX-512, bf16 for AVX-512 with BF16 dot products (which also uses the tiles of AMX where the
-// CPU has them). Each copy lives in a namespace of its own, RMOE_ISA. Where none fits, callers compute the ATen
-// formula.
+// CPU has them), and what multiplies matrices for fp32 in such tiles. Each copy lives in a namespace of its own,
+// RMOE_ISA. Where none fits, callers compute the ATen formula.
 #pragma once
 
 #include <type_traits>
@@ -25,10 +25,17 @@ const char* isa_name(Isa isa);
 // Whether the tensor library's own fp32 products are faster than ours: MKL's AVX-512 code runs on Intel's CPUs only.
 bool library_has_fast_fp32();
 
-// RMOE_KERNELS(experts, ExpertsKernels) declares `const ExpertsKernels<T>* experts_kernels<T>()`, T float or Bf16: the
-// functions compiled for this CPU, or null. per_isa/experts.cpp defines the table `experts` in its namespace.
+// RMOE_KERNELS(norm, NormKernels) declares `const NormKernels<T>* norm_kernels<T>()`, T float or Bf16: the functions
+// compiled for this CPU, or null. per_isa/norm.cpp defines the table `norm` in its namespace. Files of
+// RMOE_PRODUCT_KERNELS multiply matrices, and are compiled once more for fp32 in the tiles of AMX (per_isa/gemm.h).
 #if defined(__x86_64__)
-#define RMOE_KERNELS(name, Table)                                          \
+#define RMOE_KERNELS(name, Table) RMOE_KERNELS_OF(name, Table, avx512)
+#define RMOE_PRODUCT_KERNELS(name, Table) \
+  namespace amx {                         \
+  extern const Table<float> name;         \
+  }                                       \
+  RMOE_KERNELS_OF(name, Table, amx)
+#define RMOE_KERNELS_OF(name, Table, with_amx)                             \
   namespace avx2 {                                                         \
   extern const Table<float> name;                                          \
   }                                                                        \
@@ -41,6 +48,7 @@ bool library_has_fast_fp32();
   template <class T>                                                       \
   const Table<T>* name##_kernels() {                                       \
     if constexpr (std::is_same_v<T, float>) {                              \
+      if (cpu_isa() >= Isa::kAmx) return &with_amx::name;                  \
       if (cpu_isa() >= Isa::kAvx512) return &avx512::name;                 \
       return cpu_isa() >= Isa::kAvx2 ? &avx2::name : nullptr;              \
     } else {                                                               \
@@ -53,6 +61,7 @@ bool library_has_fast_fp32();
   const Table<T>* name##_kernels() { \
     return nullptr;                  \
   }
+#define RMOE_PRODUCT_KERNELS(name, Table) RMOE_KERNELS(name, Table)
 #endif
 
 }  // namespace rmoe::kernels

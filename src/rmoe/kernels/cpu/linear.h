@@ -20,6 +20,6 @@ struct LinearKernels {
   // dy [M, N], x [M, K] -> dw [N, K]; db [N] or null.
   void (*weight_gradient)(float* dw, float* db, const T* dy, const T* x, int64_t M, int64_t N, int64_t K);
 };
-RMOE_KERNELS(linear, LinearKernels)
+RMOE_PRODUCT_KERNELS(linear, LinearKernels)
 
 }  // namespace rmoe::kernels

@@ -32,6 +32,6 @@ struct LinearCrossEntropyKernels {
   void (*forward)(float* losses, float* lse, const LinearCrossEntropyGradients<T>* gradients,
                   const LinearCrossEntropy<T>& in);
 };
-RMOE_KERNELS(linear_cross_entropy, LinearCrossEntropyKernels)
+RMOE_PRODUCT_KERNELS(linear_cross_entropy, LinearCrossEntropyKernels)
 
 }  // namespace rmoe::kernels

@@ -182,7 +182,7 @@ struct Band {
 
 // Columns [at, at + n) of a band as B of a product; at is a multiple of kPanel.
 inline const T* columns_of(const T* packed_nk, int64_t at, int64_t C) { return packed_nk + at * padded_depth<T>(C); }
-inline const T* rows_of(const T* packed_kn, int64_t at) { return packed_kn + at * kPanel; }
+inline const T* rows_of(const T* packed_kn, int64_t at) { return packed_kn + packed_size<T>(at, kPanel); }
 
 struct ForwardBuffers {
   ForwardBuffers(Carver& carver, int64_t C) {

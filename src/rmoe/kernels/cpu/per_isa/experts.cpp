@@ -16,13 +16,17 @@ namespace {
 
 using T = RMOE_TYPE;
 
-constexpr int64_t kChunk = 128;     // rows of a product at once: with kGroup, C stays in the caches
-constexpr int64_t kGroup = 512;     // columns at once
-constexpr int64_t kGathered = 512;  // rows of x at once in forward: with a group of weights they fit the second cache
-constexpr int64_t kSummed = 992;    // rows that a weight gradient sums at once; off the powers of two, whose rows would
-                                    // all lie in the same sets of the cache
-constexpr int64_t kFewRows = 8;     // up to so many, weights are read in place: packing them would be the work
-constexpr int64_t kFewPiece = 64;   // of their rows at once
+// In tiles fp32 takes its time, and B may come from the third-level cache as long as many rows use it.
+constexpr bool kInTiles = kFp32InTiles && std::is_same_v<T, float>;
+
+constexpr int64_t kChunk = kInTiles ? 512 : 128;  // rows of a product at once: with a group, C stays in the caches
+constexpr int64_t kGroup = 512;                   // most columns at once
+constexpr int64_t kGroupBytes = 1280 << 10;       // of a group of B, packed, which then stays in the second-level cache
+constexpr int64_t kGathered = 640;                // rows of x at once in forward
+constexpr int64_t kSummed = 992;   // rows that a weight gradient sums at once; off the powers of two, whose rows would
+                                   // all lie in the same sets of the cache
+constexpr int64_t kFewRows = 8;    // up to so many, weights are read in place: packing them would be the work
+constexpr int64_t kFewPiece = 64;  // of their rows at once
 
 enum Slot {
   kBlockOfC,
@@ -51,6 +55,13 @@ void gather(T* out, Row&& row, int64_t rows, int64_t k) {
     std::memcpy(out + i * stride, row(i), static_cast<size_t>(k) * sizeof(T));
     std::memset(out + i * stride + k, 0, static_cast<size_t>(stride - k) * sizeof(T));
   }
+}
+
+// Columns of a B of depth k in a group: whole panels of W1 beside as many of W3.
+int64_t group_of(int64_t k) {
+  if constexpr (kInTiles) return kGroup;
+  const int64_t bytes = packed_size<T>(k, 2 * kPanel) * static_cast<int64_t>(sizeof(T));
+  return 2 * kPanel * std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes, 1), 1, kGroup / (2 * kPanel));
 }
 
 // f(j, n): groups of columns [j, j + n) of `count`.
@@ -138,14 +149,16 @@ const T* token_of(const T* x, const RoutedRows& routed, int64_t row, int64_t D) 
 }
 
 // Columns of W1 in a group, beside as many of W3 where there is one.
-int64_t inner_group(const ExpertWeights<T>& e) { return e.gated() ? kGroup / 2 : kGroup; }
+int64_t inner_group(const ExpertWeights<T>& e) { return e.gated() ? group_of(e.D) / 2 : group_of(e.D); }
 
 void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
   const ExpertWeights<T>& e = p.experts;
   const int64_t D = e.D, F = e.F, inner_stride = stride_of(F), sides = e.gated() ? 2 : 1;
-  T* packed_in = scratch<T>(kPackedIn, sides * (packed_size<T>(D, F) + padded_depth<T>(D) * kPanel));
+  T* packed_in = scratch<T>(kPackedIn, sides * packed_size<T>(D, F + kPanel));
   T* packed_out = scratch<T>(kPackedOut, packed_size<T>(F, D));
   const int64_t most = std::min(kGathered, block.end - block.begin);
+  // A group that is used once need not outlive the next: the same memory is still in the cache.
+  const bool once = block.end - block.begin <= kGathered;
   T* a = scratch<T>(kRowsOfA, most * stride_of(D));
   T* inner = scratch<T>(kInner, most * inner_stride);
   with_matrices(e, block.expert, [&](const auto& w) {
@@ -153,11 +166,11 @@ void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
       const int64_t rows = std::min(kGathered, block.end - begin);
       gather(a, [&](int64_t i) { return token_of(p.x, p.routed, begin + i, D); }, rows, D);
       for_each_group(F, inner_group(e), [&](int64_t f, int64_t n) {
-        T* packed = packed_in + sides * padded_depth<T>(D) * f;
+        T* packed = packed_in + (once ? 0 : sides * packed_size<T>(D, f));
         const int64_t side = round_up(n, kPanel);
         if (begin == block.begin) {
           pack_nk(packed, [&](int64_t i) { return w.w1 + (f + i) * D; }, n, D);
-          if (w.w3) pack_nk(packed + padded_depth<T>(D) * side, [&](int64_t i) { return w.w3 + (f + i) * D; }, n, D);
+          if (w.w3) pack_nk(packed + packed_size<T>(D, side), [&](int64_t i) { return w.w3 + (f + i) * D; }, n, D);
         }
         product(a, stride_of(D), packed, rows, w.w3 ? side + n : n, D, [&](int64_t i, const float* c) {
           activate(e, block.expert, begin + i, f, n, c, w.w3 ? c + side : nullptr, inner + i * inner_stride + f,
@@ -167,8 +180,8 @@ void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
       for (int64_t i = 0; i < rows && inner_stride > F; ++i) {
         std::memset(inner + i * inner_stride + F, 0, static_cast<size_t>(inner_stride - F) * sizeof(T));
       }
-      for_each_group(D, kGroup, [&](int64_t d, int64_t n) {
-        T* packed = packed_out + padded_depth<T>(F) * d;
+      for_each_group(D, group_of(F), [&](int64_t d, int64_t n) {
+        T* packed = packed_out + (once ? 0 : packed_size<T>(F, d));
         if (begin == block.begin) pack_nk(packed, [&](int64_t i) { return w.w2 + (d + i) * F; }, n, F);
         product(inner, inner_stride, packed, rows, n, F, [&](int64_t i, const float* c) {
           answer(e, block.expert, d, n, c, p.weights[p.routed.slots_M[begin + i]], p.outputs + (begin + i) * D + d);
@@ -340,8 +353,8 @@ void backward_rows(const ExpertsBackward<T>& p, int64_t expert, int64_t begin, i
   for (int64_t i = 0; i < rows; ++i) {
     p.d_weights[p.routed.slots_M[begin + i]] = e.b2 ? dot(a + i * stride_of(D), e.b2 + expert * D, D) : 0.0f;
   }
-  for_each_group(F, kGroup, [&](int64_t f, int64_t n) {
-    T* packed = packed_out + padded_depth<T>(D) * f;
+  for_each_group(F, group_of(D), [&](int64_t f, int64_t n) {
+    T* packed = packed_out + packed_size<T>(D, f);
     if (pack) pack_kn(packed, [&](int64_t i) { return e.w2.master + at + i * F + f; }, n, D);
     product(a, stride_of(D), packed, rows, n, D, [&](int64_t i, const float* c) {
       const int64_t slot = p.routed.slots_M[begin + i];
@@ -354,8 +367,8 @@ void backward_rows(const ExpertsBackward<T>& p, int64_t expert, int64_t begin, i
   }
   if (!p.dx) return;
   T* packed_in = scratch<T>(kPackedIn, packed_size<T>(P, D));
-  for_each_group(D, kGroup, [&](int64_t d, int64_t n) {
-    T* packed = packed_in + padded_depth<T>(P) * d;
+  for_each_group(D, group_of(P), [&](int64_t d, int64_t n) {
+    T* packed = packed_in + packed_size<T>(P, d);
     const auto row = [&](int64_t i) { return (i < F ? e.w1.master + i * D : e.w3.master + (i - F) * D) + at + d; };
     if (pack) pack_kn(packed, row, n, P);
     product(d_before, stride, packed, rows, n, P, [&](int64_t i, const float* c) {
@@ -388,8 +401,8 @@ void sum_outer(Left&& left, Right&& right, int64_t i, int64_t m, int64_t n, int6
   T* b = scratch<T>(kPackedRows, packed_size<T>(rows, n));
   transpose_rows(a, [&](int64_t r) { return left(r) + i; }, m, rows);
   pack_kn(b, right, n, rows);
-  for_each_group(n, kGroup, [&](int64_t j, int64_t count) {
-    product(a, depth, b + j * depth, m, count, rows,
+  for_each_group(n, group_of(rows), [&](int64_t j, int64_t count) {
+    product(a, depth, b + packed_size<T>(rows, j), m, count, rows,
             [&](int64_t r, const float* c) { write_gradient(d(i + r) + j, c, count, add); });
   });
 }

@@ -2,8 +2,11 @@
 //
 // Everything that is multiplied here is either fp32 or bf16 (products summed in fp32). B is packed by pack_nk or
 // pack_kn into panels of kPanel columns; for bf16 two consecutive k lie side by side, as both the dot-product
-// instruction and the tiles of AMX read them. Whatever surrounds a product is done by the callers: gathering rows while
-// they pack, activations on the block of C while it is in the cache. Included by kernel files only.
+// instruction and the tiles of AMX read them. Where RMOE_FP32_IN_TILES is defined, the tiles multiply fp32 too: a
+// number is split into three bf16 terms, x = x0 + x1 + x2 within 2^-26 |x|, and the products of terms that reach fp32's
+// precision, x_s y_t with s + t < 3, are summed. (An infinity gives nan then, and so does what rounds to one in bf16.)
+// Whatever surrounds a product is done by the callers: gathering rows while they pack, activations on the block of C
+// while it is in the cache. Included by kernel files only.
 #pragma once
 
 #include "rmoe/kernels/cpu/isa.h"
@@ -17,9 +20,16 @@ constexpr int64_t kPanel = 32;  // columns of B in a panel
 
 inline constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+#if defined(RMOE_FP32_IN_TILES)
+constexpr bool kFp32InTiles = true;
+#else
+constexpr bool kFp32InTiles = false;
+#endif
+constexpr int64_t kSplit = 3;  // bf16 terms of an fp32 number
+
 // k of a packed B is a multiple of this; A's rows hold zeros (not just anything) up to there.
 template <class T>
-constexpr int64_t kDepth = 1;
+constexpr int64_t kDepth = kFp32InTiles ? 32 : 1;
 template <>
 inline constexpr int64_t kDepth<Bf16> = 32;
 
@@ -27,10 +37,11 @@ template <class T>
 constexpr int64_t padded_depth(int64_t k) {
   return round_up(k, kDepth<T>);
 }
-// Elements of a packed B [k, n].
+// Elements of a packed B [k, n]; so many precede column n, a multiple of kPanel.
 template <class T>
 constexpr int64_t packed_size(int64_t k, int64_t n) {
-  return padded_depth<T>(k) * round_up(n, kPanel);
+  const int64_t size = padded_depth<T>(k) * round_up(n, kPanel);
+  return kFp32InTiles && std::is_same_v<T, float> ? size * kSplit / 2 : size;
 }
 
 // Memory of one thread, aligned to cache lines, kept from call to call. The slots of one kernel are told apart by
@@ -125,11 +136,73 @@ inline __m512i load_pairs(const float* even, const float* odd, int64_t n) {
 
 #endif
 
+#if defined(RMOE_FP32_IN_TILES)
+
+// The next bf16 term of 16 fp32 numbers, taken off them.
+inline __m256i take_term(Vec& rest) {
+  const __m256i bits = narrow(rest);
+  rest = rest - widen(bits);
+  return bits;
+}
+
+// Where step i / 32 of term 0 of a column begins in a packed B; the other terms follow, 32 * kPanel elements each.
+inline Bf16* split_step(float* packed, int64_t column, int64_t depth, int64_t i) {
+  return reinterpret_cast<Bf16*>(packed) + kSplit * (column / kPanel * depth + i / 32 * 32) * kPanel +
+         column % kPanel * 2;
+}
+
+template <class Row>
+void pack_split_nk(float* out, Row&& row, int64_t n, int64_t k) {
+  const int64_t depth = padded_depth<float>(k);
+  for (int64_t j = 0; j < round_up(n, kPanel); j += 16) {
+    for (int64_t i = 0; i < depth; i += 32) {
+      __m512i terms[kSplit][16];
+      for (int64_t c = 0; c < 16; ++c) {
+        Vec low(0.0f), high(0.0f);
+        if (j + c < n) low = load(row(j + c) + i, k - i), high = load(row(j + c) + std::min(i + 16, k), k - i - 16);
+        for (auto& term : terms) {
+          const __m256i bits = take_term(low);
+          term[c] = _mm512_inserti64x4(_mm512_castsi256_si512(bits), take_term(high), 1);
+        }
+      }
+      Bf16* step = split_step(out, j, depth, i);
+      for (auto& term : terms) {
+        transpose(term);
+        for (int64_t c = 0; c < 16; ++c) _mm512_storeu_si512(step + c * kPanel * 2, term[c]);
+        step += 32 * kPanel;
+      }
+    }
+  }
+}
+
+template <class Row>
+void pack_split_kn(float* out, Row&& row, int64_t n, int64_t k) {
+  const int64_t depth = padded_depth<float>(k);
+  for (int64_t i = 0; i < depth; i += 2) {
+    for (int64_t j = 0; j < round_up(n, kPanel); j += 16) {
+      const int64_t at = std::min(j, n);
+      Vec even(0.0f), odd(0.0f);
+      if (i < k) even = load(row(i) + at, n - j);
+      if (i + 1 < k) odd = load(row(i + 1) + at, n - j);
+      Bf16* line = split_step(out, j, depth, i) + i % 32 * kPanel;
+      for (int64_t term = 0; term < kSplit; ++term, line += 32 * kPanel) {
+        const __m512i a = _mm512_cvtepu16_epi32(take_term(even)), b = _mm512_cvtepu16_epi32(take_term(odd));
+        _mm512_storeu_si512(line, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+      }
+    }
+  }
+}
+
+#endif
+
 // Packs B[k][n] = row(n)[k]: a weight [n, k] that multiplies from the right transposed. row(i) points to k elements of
 // type float or Bf16. Columns and depth are padded with zeros.
 template <class T, class Row>
 void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
   const int64_t depth = padded_depth<T>(k);
+#if defined(RMOE_FP32_IN_TILES)
+  if constexpr (std::is_same_v<T, float>) return pack_split_nk(out, row, n, k);
+#endif
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
     for (int64_t j = 0; j < round_up(n, kPanel); j += 16) {
@@ -169,6 +242,9 @@ void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
 template <class T, class Row>
 void pack_kn(T* out, Row&& row, int64_t n, int64_t k) {
   const int64_t depth = padded_depth<T>(k), width = round_up(n, kPanel);
+#if defined(RMOE_FP32_IN_TILES)
+  if constexpr (std::is_same_v<T, float>) return pack_split_kn(out, row, n, k);
+#endif
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
     for (int64_t i = 0; i < depth; i += 2) {
@@ -437,13 +513,97 @@ inline bool use_amx() { return cpu_isa() >= Isa::kAmx; }
 
 #endif
 
+#if defined(RMOE_FP32_IN_TILES)
+
+constexpr int64_t kSplitStretch = 128;  // of the depth: so much of 32 rows of A, split, stays in the first-level cache
+
+// Rows [0, rows) of a, columns [0, depth): row i of out holds the terms of each step of 32 columns one after another.
+inline void split_rows(Bf16* out, const float* a, int64_t lda, int64_t rows, int64_t depth) {
+  for (int64_t i = 0; i < rows; ++i) {
+    Bf16* to = out + i * kSplitStretch * kSplit;
+    for (int64_t d = 0; d < depth; d += 32) {
+      Vec low = load(a + i * lda + d), high = load(a + i * lda + d + 16);
+      for (int64_t term = 0; term < kSplit; ++term, to += 32) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), take_term(low));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), take_term(high));
+      }
+    }
+  }
+}
+
+// The sums [32, 32] over `depth` columns of split rows and a packed panel.
+template <bool kTwo>
+inline void split_tile(float* c, int64_t ldc, const Bf16* a, const Bf16* b, int64_t depth) {
+  constexpr int64_t kABytes = kSplitStretch * kSplit * 2, kBBytes = kPanel * 4;
+  const int64_t c_bytes = ldc * 4;
+  see_memory();
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTwo) _tile_zero(2);
+  if (kTwo) _tile_zero(3);
+  for (int64_t i = 0; i < depth; i += 32, a += 32 * kSplit, b += 32 * kPanel * kSplit) {
+#pragma GCC unroll 3
+    for (int64_t s = 0; s < kSplit; ++s) {
+      _tile_loadd(4, a + s * 32, kABytes);
+      if (kTwo) _tile_loadd(5, a + s * 32 + 16 * kSplitStretch * kSplit, kABytes);
+#pragma GCC unroll 3
+      for (int64_t t = 0; t < kSplit - s; ++t) {
+        const Bf16* columns = b + t * 32 * kPanel;
+        _tile_stream_loadd(6, columns, kBBytes);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kTwo) _tile_dpbf16ps(2, 5, 6);
+        _tile_stream_loadd(7, columns + 32, kBBytes);
+        _tile_dpbf16ps(1, 4, 7);
+        if (kTwo) _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+  }
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+  if (kTwo) _tile_stored(2, c + 16 * ldc, c_bytes);
+  if (kTwo) _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+}
+
+inline void multiply_split(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t m, int64_t n,
+                           int64_t depth, bool accumulate, int64_t panel_depth) {
+  alignas(64) Bf16 split[32 * kSplitStretch * kSplit];
+  alignas(64) float sums[32 * kPanel];
+  for (int64_t d = 0; d < depth; d += kSplitStretch) {
+    const int64_t count = std::min(kSplitStretch, depth - d);
+    for (int64_t i = 0; i < m; i += 32) {
+      const int64_t rows = std::min<int64_t>(32, m - i);
+      if (i == 0 || rows < 32) shape_tiles(rows);
+      const auto tile = rows > 16 ? &split_tile<true> : &split_tile<false>;
+      split_rows(split, a + i * lda + d, lda, rows, count);
+      for (int64_t j = 0; j < n; j += kPanel) {
+        const Bf16* panel = reinterpret_cast<const Bf16*>(b) + kSplit * (j * panel_depth + d * kPanel);
+        float* block = c + i * ldc + j;
+        if (!accumulate && d == 0) {
+          tile(block, ldc, split, panel, count);
+          continue;
+        }
+        // Sums of sums: a long chain of additions would lose digits.
+        tile(sums, kPanel, split, panel, count);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t x = 0; x < kPanel; x += Vec::kLanes) {
+            store(block + r * ldc + x, load(block + r * ldc + x) + load(sums + r * kPanel + x));
+          }
+        }
+      }
+    }
+  }
+  if (m > 0) _tile_release();
+}
+
+#endif
+
 }  // namespace gemm
 
 // C (+)= A B. c [m, ldc]: whole panels of columns are written, ldc >= round_up(n, kPanel). a [m, lda]: lda at least
 // padded_depth(k). b: packed [k, n]. A panel of B stays in the first-level cache while the rows pass, so m is best a
 // few hundred at most and k below a few thousand. panel_depth: the padded depth that b was packed with, where this
-// product sums over a stretch of it only: b then points to the stretch in the first panel (kPanel elements for every
-// k).
+// product sums over a stretch of it only: b then points to the stretch in the first panel, packed_size<T>(its begin,
+// kPanel) elements on.
 template <class T>
 void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_t m, int64_t n, int64_t k,
               bool accumulate = false, int64_t panel_depth = 0) {
@@ -452,7 +612,11 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
   if (depth == 0 && !accumulate) {
     for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + round_up(n, kPanel), 0.0f);
   }
-#if defined(__AMX_BF16__)
+#if defined(RMOE_FP32_IN_TILES)
+  if constexpr (std::is_same_v<T, float>) {
+    return gemm::multiply_split(c, ldc, a, lda, b, m, n, depth, accumulate, panel_depth);
+  }
+#elif defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
     if (gemm::use_amx()) {
       const int64_t whole = m / 32 * 32;

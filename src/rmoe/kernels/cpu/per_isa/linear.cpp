@@ -13,7 +13,8 @@ using T = RMOE_TYPE;
 
 constexpr bool kNarrow = std::is_same_v<T, Bf16>;
 // A block of C stays in the second-level cache beside the packed columns that it is multiplied with.
-constexpr int64_t kRowBlock = kNarrow ? 64 : 5 * gemm::kRows, kColumnBlock = kNarrow ? 384 : 128;
+constexpr int64_t kRowBlock = kNarrow ? 64 : kFp32InTiles ? 256 : 5 * gemm::kRows;
+constexpr int64_t kColumnBlock = kNarrow ? 384 : kFp32InTiles ? 512 : 128;
 constexpr int64_t kDepthBlock = 256;  // rows of the batch that a weight gradient sums at once
 
 enum Slot { kRowsOfA, kBlockOfC, kSharedB };
@@ -34,12 +35,12 @@ const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
 template <class Pack>
 void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, Pack&& pack) {
   constexpr int64_t kPieceColumns = 64, kPieceRows = 512;
-  const int64_t depth = padded_depth<T>(K);
   T* packed = scratch<T>(kSharedB, packed_size<T>(K, N));
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t j = 0; j < N; j += kPieceColumns) pack(packed + j * depth, j, std::min(kPieceColumns, N - j));
+    for (int64_t j = 0; j < N; j += kPieceColumns)
+      pack(packed + packed_size<T>(K, j), j, std::min(kPieceColumns, N - j));
 #pragma omp for collapse(2) schedule(dynamic, 1)
     for (int64_t piece = 0; piece < M; piece += kPieceRows) {
       for (int64_t j = 0; j < N; j += kColumnBlock) {
@@ -50,7 +51,7 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
           const int64_t rows = std::min(kRowBlock, end - i);
           int64_t stride;
           const T* block_of_a = padded_rows(a + i * K, rows, K, &stride);
-          multiply(c, ldc, block_of_a, stride, packed + j * depth, rows, n, K);
+          multiply(c, ldc, block_of_a, stride, packed + packed_size<T>(K, j), rows, n, K);
           for (int64_t r = 0; r < rows; ++r) {
             for_each_stretch(n, [&](int64_t x, int64_t count) {
               Vec value = load(c + r * ldc + x);

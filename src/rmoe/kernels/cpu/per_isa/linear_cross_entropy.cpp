@@ -228,7 +228,7 @@ void pack_weight(T* packed, int64_t block, int64_t c, int64_t n, const LinearCro
   const int64_t width = s.width(block);
   with_weight(in.w, [&](const auto* w) {
     const auto* corner = w + block * s.columns * s.D + c;
-    pack_kn(packed + c * padded_depth<T>(width), [&](int64_t i) { return corner + i * s.D; }, n, width);
+    pack_kn(packed + packed_size<T>(width, c), [&](int64_t i) { return corner + i * s.D; }, n, width);
   });
 }
 
