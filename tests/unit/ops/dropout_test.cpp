@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "tests/support/gradcheck.h"
+#include "tests/support/isas.h"
 
 namespace rmoe {
 namespace {
@@ -17,11 +18,9 @@ TEST(Dropout, DropsTheShareItIsToldAndScalesTheRest) {
 
 TEST(Dropout, SameKeySameMaskForAnyThreadCountAndDtype) {
   const Tensor x = at::ones({70001});
-  const Tensor mask = dropout(x, 0.3, DropoutKey{11}) != 0;
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  EXPECT_TRUE((dropout(x, 0.3, DropoutKey{11}) != 0).equal(mask));
-  at::set_num_threads(threads);
+  const auto drawn = [&] { return dropout(x, 0.3, DropoutKey{11}) != 0; };
+  const Tensor mask = testing::with_threads(1, drawn);
+  EXPECT_TRUE(testing::with_threads(3, drawn).equal(mask));
   EXPECT_TRUE((dropout(x.to(at::kBFloat16), 0.3, DropoutKey{11}) != 0).equal(mask));
   EXPECT_TRUE((dropout(x.to(at::kDouble), 0.3, DropoutKey{11}) != 0).equal(mask));
 }

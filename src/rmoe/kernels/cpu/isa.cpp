@@ -30,12 +30,9 @@ bool request_amx() {
 }
 
 Isa supported_isa() {
-  const auto has = [](auto... known) { return (known && ...); };
-  if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"))) return Isa::kPlain;
-  if (!has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
-           __builtin_cpu_supports("avx512vl"))) {
-    return Isa::kAvx2;
-  }
+  // What per_isa/ is compiled for (CMakeLists.txt), not only the vectors: a virtual machine may hide bmi2.
+  if (!__builtin_cpu_supports("x86-64-v3")) return Isa::kPlain;
+  if (!__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
   return request_amx() ? Isa::kAmx : Isa::kAvx512Bf16;
 }

@@ -15,6 +15,7 @@ Tensor with_rows(const Tensor& t) { return t.stride(-1) == 1 ? t : t.contiguous(
 // The rows of t, whose dimension `head` is 1 or 2; the first is the sequence, the last the channel.
 template <class T>
 kernels::HeadRows<const T> read_rows(const Tensor& t, int64_t head) {
+  check_type<T>(t);
   return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(head), t.stride(3 - head)};
 }
 template <class T>
@@ -112,9 +113,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
 const kernels::CausalAttentionKernels<T>* causal_kernels(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                         const OptionalTensor& cos) {
+                                                         const OptionalTensor& cos, const OptionalTensor& sin) {
   if (!all_of_type<T>({&q, &k, &v}) || q.numel() == 0) return nullptr;
-  if (cos && cos->scalar_type() != at::kFloat) return nullptr;
+  if (cos && !all_of_type<float>({&*cos, &*sin})) return nullptr;
   return kernels::causal_attention_kernels<T>();
 }
 
@@ -162,10 +163,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const kernels::CausalAttentionKernel
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                             const OptionalTensor& cos, const OptionalTensor& sin) {
   check::causal_attention(q, k, v, cos, sin);
-  if (const auto* kernel = causal_kernels<float>(q, k, v, cos)) {
+  if (const auto* kernel = causal_kernels<float>(q, k, v, cos, sin)) {
     return forward(*kernel, CausalInputs<float>(q, k, v, cos, sin));
   }
-  if (const auto* kernel = causal_kernels<kernels::Bf16>(q, k, v, cos)) {
+  if (const auto* kernel = causal_kernels<kernels::Bf16>(q, k, v, cos, sin)) {
     return forward(*kernel, CausalInputs<kernels::Bf16>(q, k, v, cos, sin));
   }
   return reference::causal_attention(q, k, v, cos, sin);
@@ -179,10 +180,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(const Tensor& grad,
   check::shape("causal_attention_backward", "grad", grad, q.sizes());
   check::shape("causal_attention_backward", "out", out, q.sizes());
   check::shape("causal_attention_backward", "lse", lse, {q.size(0), q.size(2), q.size(1)});
-  if (const auto* kernel = causal_kernels<float>(q, k, v, cos)) {
+  if (const auto* kernel = causal_kernels<float>(q, k, v, cos, sin)) {
     return backward(*kernel, CausalInputs<float>(q, k, v, cos, sin), grad, out, lse);
   }
-  if (const auto* kernel = causal_kernels<kernels::Bf16>(q, k, v, cos)) {
+  if (const auto* kernel = causal_kernels<kernels::Bf16>(q, k, v, cos, sin)) {
     return backward(*kernel, CausalInputs<kernels::Bf16>(q, k, v, cos, sin), grad, out, lse);
   }
   return reference::causal_attention_backward(grad, q, k, v, cos, sin, out, lse);
@@ -191,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(const Tensor& grad,
 template <class T>
 bool rotated(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwards, Tensor* out) {
   const auto* kernel = kernels::causal_attention_kernels<T>();
-  if (!kernel || !all_of_type<T>({&x}) || cos.scalar_type() != at::kFloat || x.numel() == 0) return false;
+  if (!kernel || !all_of_type<T>({&x}) || !all_of_type<float>({&cos, &sin}) || x.numel() == 0) return false;
   const Tensor rows = with_rows(x);
   *out = at::empty(x.sizes(), x.options());
   kernel->rotate(write_rows<T>(*out, 2), read_rows<T>(rows, 2), read<float>(cos.contiguous()),

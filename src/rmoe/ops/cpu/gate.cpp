@@ -63,6 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const std::optional<Tensor>& gr
   check::gate(feature, weight, bias, ids.size(1));
   const std::vector<int64_t> by_expert = {feature.size(0), weight.size(0)}, by_slot = {feature.size(0), ids.size(1)};
   check::shape(name, "ids", ids, by_slot);
+  RMOE_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < weight.size(0)), name,
+             ": ids must be in [0, ", weight.size(0), ")");
   check::shape(name, "weights", weights, by_slot);
   check::shape(name, "probs", probs, by_expert);
   if (grad_weights) check::shape(name, "grad_weights", *grad_weights, by_slot);

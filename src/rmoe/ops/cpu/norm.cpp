@@ -46,6 +46,7 @@ Four norm_gradients(const kernels::NormKernels<T>& kernel, const Tensor& grad, c
                     const Tensor& rstd, double p, int64_t key) {
   const Tensor dy = grad.contiguous(), rows = sum.contiguous(), scale = weight.to(at::kFloat).contiguous();
   const Tensor dsum = grad_sum ? grad_sum->contiguous() : Tensor();
+  const Tensor means = bias ? mean.contiguous() : Tensor(), deviations = rstd.contiguous();
   const int64_t D = sum.size(-1);
   const Tensor dx = at::empty(sum.sizes(), sum.options());
   const Tensor dbranch = p > 0 ? at::empty(sum.sizes(), sum.options()) : at::empty({0}, sum.options());
@@ -54,8 +55,8 @@ Four norm_gradients(const kernels::NormKernels<T>& kernel, const Tensor& grad, c
                    .grad_sum = grad_sum ? read<T>(dsum) : nullptr,
                    .sum = read<T>(rows),
                    .weight = read<float>(scale),
-                   .mean = bias ? read<float>(mean) : nullptr,
-                   .rstd = read<float>(rstd),
+                   .mean = bias ? read<float>(means) : nullptr,
+                   .rstd = read<float>(deviations),
                    .dropout = norm_dropout(p, key),
                    .dx = write<T>(dx),
                    .dbranch = p > 0 ? write<T>(dbranch) : nullptr,
