@@ -34,6 +34,15 @@ void for_each_isa(F&& f) {
   });
 }
 
+// The same without the one that has no kernels.
+template <class F>
+void for_each_kernel_isa(F&& f) {
+  with_every_isa([&](const std::string& isa) {
+    SCOPED_TRACE(isa);
+    if (kernels::cpu_isa() > kernels::Isa::kPlain) f();
+  });
+}
+
 // f() with so many threads.
 template <class F>
 auto with_threads(int threads, F&& f) {

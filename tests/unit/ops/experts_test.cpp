@@ -182,18 +182,16 @@ TEST(Experts, AnyNumberOfThreadsGivesTheSameBits) {
                         Case{3, 64, 130, 8, 2, true, false}, Case{400, 33, 40, 4, 2, false, true, 0, false, true}}) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       const Inputs in = Inputs(c).to(dtype, at::kFloat);
-      const int threads = at::get_num_threads();
-      std::vector<std::vector<Tensor>> results;
-      for (const int count : {1, 2, 3}) {
-        at::set_num_threads(count);
-        results.push_back(run(in));
-      }
-      at::set_num_threads(threads);
-      for (size_t i = 0; i < results[0].size(); ++i) {
-        if (!results[0][i].defined()) continue;
-        EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << kNames[i] << ", T " << c.T;
-        EXPECT_TRUE(at::equal(results[0][i], results[2][i])) << kNames[i] << ", T " << c.T;
-      }
+      testing::for_each_kernel_isa([&] {
+        const auto one = testing::with_threads(1, [&] { return run(in); });
+        for (const int count : {2, 3}) {
+          const auto more = testing::with_threads(count, [&] { return run(in); });
+          for (size_t i = 0; i < one.size(); ++i) {
+            if (!one[i].defined()) continue;
+            EXPECT_TRUE(at::equal(one[i], more[i])) << kNames[i] << ", T " << c.T;
+          }
+        }
+      });
     }
   }
 }

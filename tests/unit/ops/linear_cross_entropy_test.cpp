@@ -124,13 +124,11 @@ TEST(LinearCrossEntropy, GradientsMatchFiniteDifferences) {
 TEST(LinearCrossEntropy, AnyNumberOfThreadsGivesTheSameBits) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Inputs in({700, 72, 1300, true}, dtype);
-    const int threads = at::get_num_threads();
-    at::set_num_threads(1);
-    const auto one = run(in);
-    at::set_num_threads(2);
-    const auto two = run(in);
-    at::set_num_threads(threads);
-    for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], two[i])) << i;
+    testing::for_each_kernel_isa([&] {
+      const auto one = testing::with_threads(1, [&] { return run(in); });
+      const auto two = testing::with_threads(2, [&] { return run(in); });
+      for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], two[i])) << i;
+    });
   }
 }
 

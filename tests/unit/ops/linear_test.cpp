@@ -61,23 +61,49 @@ INSTANTIATE_TEST_SUITE_P(Sizes, LinearOp,
                                            Case{37, 45, 51, false}, Case{129, 33, 31, true}, Case{600, 96, 64, true},
                                            Case{1100, 40, 352, false}));
 
-// Of our own kernels: with all that this CPU has, fp32 may go to the tensor library.
+// Of our own kernels: fp32 may go to the tensor library.
 TEST(LinearOp, AnyNumberOfThreadsGivesTheSameBits) {
-  const kernels::Isa most = kernels::cpu_isa();
   at::manual_seed(2);
   const Tensor w = at::randn({200, 70}), b = at::randn({200});
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Tensor x = at::randn({1300, 70}).to(dtype), grad = at::randn({1300, 200}).to(dtype);
-    const int threads = at::get_num_threads();
-    if (dtype == at::kFloat) kernels::set_cpu_isa(std::min(most, kernels::Isa::kAvx2));
-    at::set_num_threads(1);
-    const auto one = run(x, w, b, grad);
-    at::set_num_threads(3);
-    const auto three = run(x, w, b, grad);
-    at::set_num_threads(threads);
-    kernels::set_cpu_isa(most);
-    for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], three[i])) << i;
+    testing::for_each_kernel_isa([&] {
+      const bool in_tiles = kernels::cpu_isa() >= kernels::Isa::kAmx;
+      if (dtype == at::kFloat && !in_tiles && kernels::library_has_fast_fp32()) return;
+      const auto one = testing::with_threads(1, [&] { return run(x, w, b, grad); });
+      const auto three = testing::with_threads(3, [&] { return run(x, w, b, grad); });
+      for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], three[i])) << i;
+    });
   }
+}
+
+TEST(LinearOp, WhatIsNotFiniteStaysInItsRow) {
+  at::manual_seed(4);
+  const Tensor w = at::randn({45, 70}), b = at::randn({45});
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    Tensor x = at::randn({9, 70}).to(dtype);
+    x[1][3] = std::numeric_limits<float>::infinity();
+    x[4][69] = std::numeric_limits<float>::quiet_NaN();
+    testing::for_each_isa([&] {
+      const Tensor finite = affine(x, w, b).isfinite();
+      for (int64_t t = 0; t < 9; ++t) {
+        EXPECT_TRUE((t == 1 || t == 4 ? finite[t].logical_not() : finite[t]).all().item<bool>()) << t;
+      }
+    });
+  }
+}
+
+// More columns than are packed at once.
+TEST(LinearOp, AnOutputLayerIsPackedInParts) {
+  at::manual_seed(5);
+  const Tensor w = at::randn({9000, 1200}), grad = at::randn({6, 9000}), x = at::randn({6, 1200});
+  const auto exact = at::linear(x.to(at::kDouble), w.to(at::kDouble)),
+             d_exact = grad.to(at::kDouble).mm(w.to(at::kDouble));
+  testing::for_each_isa([&] {
+    const auto ours = run(x, w, Tensor(), grad);
+    testing::expect_as_accurate("y", ours[0], at::linear(x, w), exact);
+    testing::expect_as_accurate("dx", ours[1], grad.mm(w), d_exact);
+  });
 }
 
 TEST(LinearOp, ReadsNarrowWeightsAndViews) {

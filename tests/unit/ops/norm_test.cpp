@@ -151,13 +151,11 @@ TEST(Norm, ResultsThatNobodyUsesHaveNoGradient) {
 TEST(Norm, AnyNumberOfThreadsGivesTheSameBits) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Inputs in({1000, 70, true, true, 0.1}, dtype);
-    const int threads = at::get_num_threads();
-    at::set_num_threads(1);
-    const auto one = run(in, 0.1);
-    at::set_num_threads(2);
-    const auto two = run(in, 0.1);
-    at::set_num_threads(threads);
-    for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i].second, two[i].second)) << one[i].first;
+    testing::for_each_kernel_isa([&] {
+      const auto one = testing::with_threads(1, [&] { return run(in, 0.1); });
+      const auto two = testing::with_threads(2, [&] { return run(in, 0.1); });
+      for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i].second, two[i].second)) << one[i].first;
+    });
   }
 }
 

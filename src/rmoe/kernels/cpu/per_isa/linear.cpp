@@ -31,20 +31,23 @@ const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
   return copy;
 }
 
-// out [M, N] = a [M, K] B + bias, where pack(packed, j, n) packs columns [j, j + n) of B.
+// Columns [first, first + count) of out [M, N] = a [M, K] B + bias, where pack(packed, j, n) packs columns [j, j + n)
+// of B.
 template <class Pack>
-void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, Pack&& pack) {
+void product_columns(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, int64_t first,
+                     int64_t count, Pack&& pack) {
   constexpr int64_t kPieceColumns = 64, kPieceRows = 512;
-  T* packed = scratch<T>(kSharedB, packed_size<T>(K, N));
+  T* packed = scratch<T>(kSharedB, packed_size<T>(K, count));
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t j = 0; j < N; j += kPieceColumns)
-      pack(packed + packed_size<T>(K, j), j, std::min(kPieceColumns, N - j));
+    for (int64_t j = 0; j < count; j += kPieceColumns) {
+      pack(packed + packed_size<T>(K, j), first + j, std::min(kPieceColumns, count - j));
+    }
 #pragma omp for collapse(2) schedule(dynamic, 1)
     for (int64_t piece = 0; piece < M; piece += kPieceRows) {
-      for (int64_t j = 0; j < N; j += kColumnBlock) {
-        const int64_t n = std::min(kColumnBlock, N - j), ldc = round_up(n, kPanel);
+      for (int64_t j = 0; j < count; j += kColumnBlock) {
+        const int64_t n = std::min(kColumnBlock, count - j), ldc = round_up(n, kPanel);
         float* c = scratch<float>(kBlockOfC, kRowBlock * ldc);
         const int64_t end = std::min(M, piece + kPieceRows);
         for (int64_t i = piece; i < end; i += kRowBlock) {
@@ -53,15 +56,26 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
           const T* block_of_a = padded_rows(a + i * K, rows, K, &stride);
           multiply(c, ldc, block_of_a, stride, packed + packed_size<T>(K, j), rows, n, K);
           for (int64_t r = 0; r < rows; ++r) {
-            for_each_stretch(n, [&](int64_t x, int64_t count) {
+            for_each_stretch(n, [&](int64_t x, int64_t lanes) {
               Vec value = load(c + r * ldc + x);
-              if (bias) value = value + load(bias + j + x, count);
-              store(out + (i + r) * N + j + x, value, count);
+              if (bias) value = value + load(bias + first + j + x, lanes);
+              store(out + (i + r) * N + first + j + x, value, lanes);
             });
           }
         }
       }
     }
+  }
+}
+
+template <class Pack>
+void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, Pack&& pack) {
+  // The packed columns stay in memory after the call: not as many as an output layer has.
+  constexpr int64_t kMostBytes = int64_t{32} << 20;
+  const int64_t block_bytes = packed_size<T>(K, kColumnBlock) * static_cast<int64_t>(sizeof(T));
+  const int64_t most = kColumnBlock * std::max<int64_t>(1, kMostBytes / std::max<int64_t>(1, block_bytes));
+  for (int64_t first = 0; first < N; first += most) {
+    product_columns(out, a, bias, M, N, K, first, std::min(most, N - first), pack);
   }
 }
 
