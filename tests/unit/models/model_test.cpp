@@ -36,9 +36,13 @@ TEST_P(EveryModel, TheFutureDoesNotInfluenceThePast) {
   Tensor changed = tokens.clone();
   changed.select(1, 6).add_(1).remainder_(23);
   const Tensor after = logits(changed);
-  EXPECT_TRUE(before.narrow(1, 0, 6).equal(after.narrow(1, 0, 6)));
-  EXPECT_FALSE(before.select(1, 6).equal(after.select(1, 6)));
-  EXPECT_FALSE(before.narrow(1, 7, 2).equal(after.narrow(1, 7, 2)));
+  // Not to the bit: other tokens may go to an expert, and a product's rounding may depend on how many rows it has.
+  const auto same = [&](int64_t from, int64_t to) {
+    return at::allclose(before.slice(1, from, to), after.slice(1, from, to), 0, 1e-12);
+  };
+  EXPECT_TRUE(same(0, 6));
+  EXPECT_FALSE(same(6, 7));
+  EXPECT_FALSE(same(7, 9));
 }
 
 TEST_P(EveryModel, SequencesOfABatchDoNotInfluenceEachOther) {
