@@ -682,26 +682,47 @@ inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda,
   }
 }
 
-// out[r][j - begin] = <a_r, w_j> for R rows of a [R, k], in fp32, and rows [begin, end) of w, read in place once and
-// rounded to T as packing would; out [R, ldo]. For so few rows that reading the weights is the work.
+// out[r][j - begin] = <a_r, w_j> for R rows of a [R, k], numbers of T in fp32, and rows [begin, end) of w, read in
+// place once and rounded to T as packing would; out [R, ldo]. For so few rows that reading the weights is the work.
 template <class T, int64_t R, class W>
 void few_dots(float* out, int64_t ldo, const float* a, const W* w, int64_t begin, int64_t end, int64_t k) {
   constexpr int64_t kAtOnce = 4;                // rows of w: independent sums hide the latency
   constexpr int64_t kAhead = 2048 / sizeof(W);  // the hardware's own look ahead stops at every page
   for (int64_t j = begin; j < end; j += kAtOnce) {
     const int64_t count = std::min(kAtOnce, end - j);
+    const auto row = [&](int64_t c) { return w + (j + std::min(c, count - 1)) * k; };
     Vec sums[kAtOnce][R];
-    for (auto& row : sums) std::fill(row, row + R, Vec(0.0f));
-    for_each_stretch(k, [&](int64_t i, int64_t n) {
-      Vec columns[R];
-      for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
-      for (int64_t c = 0; c < kAtOnce; ++c) {
-        const W* at = w + (j + std::min(c, count - 1)) * k + i;
-        prefetch(at + kAhead);
-        const Vec value = round_to<T>(load(at, n));
-        for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
-      }
-    });
+    for (auto& of_row : sums) std::fill(of_row, of_row + R, Vec(0.0f));
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<T, Bf16>) {
+      const auto add = [&](int64_t i, int64_t n) {
+        __m512bh columns[R];
+        for (int64_t r = 0; r < R; ++r) columns[r] = reinterpret_cast<__m512bh>(load_32(a + r * k + i, n));
+        for (int64_t c = 0; c < kAtOnce; ++c) {
+          const W* at = row(c) + i;
+          for (int64_t line = 0; line < 32; line += 64 / sizeof(W)) prefetch(at + kAhead + line);
+          const auto values = reinterpret_cast<__m512bh>(load_32(at, n));
+          for (int64_t r = 0; r < R; ++r) sums[c][r].v = _mm512_dpbf16_ps(sums[c][r].v, values, columns[r]);
+        }
+      };
+      int64_t i = 0;
+      for (; i + 32 <= k; i += 32) add(i, 32);
+      if (i < k) add(i, k - i);
+    } else
+#endif
+    {
+      for_each_stretch(k, [&](int64_t i, int64_t n) {
+        Vec columns[R];
+        for (int64_t r = 0; r < R; ++r) columns[r] = load(a + r * k + i, n);
+        for (int64_t c = 0; c < kAtOnce; ++c) {
+          const W* at = row(c) + i;
+          prefetch(at + kAhead);
+          Vec value = load(at, n);
+          if constexpr (!std::is_same_v<W, T>) value = round_to<T>(value);
+          for (int64_t r = 0; r < R; ++r) sums[c][r] = fma(value, columns[r], sums[c][r]);
+        }
+      });
+    }
     for (int64_t c = 0; c < count; ++c) {
       for (int64_t r = 0; r < R; ++r) out[r * ldo + j - begin + c] = sum(sums[c][r]);
     }
