@@ -50,18 +50,4 @@ inline void expect_gradients(const std::function<Tensor(const std::vector<Tensor
   }
 }
 
-// The error of `got` against an fp64 oracle may be at most twice that of the plain formula in the same dtype (with a
-// floor of a few roundings, since the plain formula may be exact by luck).
-inline void expect_as_accurate(const Tensor& got, const Tensor& plain, const Tensor& oracle, const std::string& what) {
-  ASSERT_EQ(got.sizes(), oracle.sizes()) << what;
-  if (got.numel() == 0) return;
-  const double scale = std::max(oracle.abs().max().item<double>(), 1e-6);
-  const double epsilon = got.scalar_type() == at::kBFloat16 ? 0x1p-8
-                         : got.scalar_type() == at::kFloat  ? 0x1p-23
-                                                            : 0x1p-52;
-  const double error = (got.to(at::kDouble) - oracle).abs().max().item<double>();
-  const double allowed = (plain.to(at::kDouble) - oracle).abs().max().item<double>();
-  EXPECT_LE(error, 2 * allowed + 4 * epsilon * scale) << what;
-}
-
 }  // namespace rmoe::testing

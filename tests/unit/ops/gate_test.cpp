@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/reference/gate.h"
+#include "tests/support/accuracy.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/isas.h"
 
@@ -97,7 +98,7 @@ TEST(Gate, IsAsAccurateAsTheReferenceWithEveryInstructionSet) {
         ASSERT_EQ(got.values[i].defined(), oracle.values[i].defined()) << what << ", " << kNames[i];
         if (!got.values[i].defined()) continue;
         EXPECT_EQ(got.values[i].scalar_type(), i == 3 ? c.dtype : at::kFloat) << what;
-        testing::expect_as_accurate(got.values[i], plain.values[i], oracle.values[i], what + ", " + kNames[i]);
+        testing::expect_as_accurate(what + ", " + kNames[i], got.values[i], plain.values[i], oracle.values[i]);
       }
     });
   }

@@ -142,7 +142,7 @@ TEST(LinearCrossEntropy, TargetsOfTinyProbabilityStayFinite) {
     testing::for_each_isa([&] {
       const auto ours = run(in);
       for (size_t i = 0; i < ours.size(); ++i) {
-        testing::expect_as_accurate(std::to_string(i).c_str(), ours[i], plain[i], exact[i]);
+        testing::expect_as_accurate(std::to_string(i), ours[i], plain[i], exact[i]);
       }
     });
   }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "rmoe/base/error.h"
+#include "rmoe/kernels/cpu/linear.h"
 #include "rmoe/ops/affine.h"
 #include "tests/support/accuracy.h"
 #include "tests/support/isas.h"
@@ -68,8 +69,7 @@ TEST(LinearOp, AnyNumberOfThreadsGivesTheSameBits) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Tensor x = at::randn({1300, 70}).to(dtype), grad = at::randn({1300, 200}).to(dtype);
     testing::for_each_kernel_isa([&] {
-      const bool in_tiles = kernels::cpu_isa() >= kernels::Isa::kAmx;
-      if (dtype == at::kFloat && !in_tiles && kernels::library_has_fast_fp32()) return;
+      if (dtype == at::kFloat && kernels::library_multiplies_fp32()) return;
       const auto one = testing::with_threads(1, [&] { return run(x, w, b, grad); });
       const auto three = testing::with_threads(3, [&] { return run(x, w, b, grad); });
       for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], three[i])) << i;

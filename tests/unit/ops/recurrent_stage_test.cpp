@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/reference/recurrent_stage.h"
+#include "tests/support/accuracy.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/isas.h"
 
@@ -155,8 +156,8 @@ TEST(RecurrentStage, IsAsAccurateAsTheReferenceWithEveryInstructionSet) {
         ASSERT_EQ(got[i].defined(), oracle[i].defined()) << c << ", " << isa << ", " << names[i];
         if (!got[i].defined()) continue;
         EXPECT_EQ(got[i].scalar_type(), i == 2 ? c.dtype : at::kFloat);
-        testing::expect_as_accurate(got[i], plain[i], oracle[i],
-                                    ::testing::PrintToString(c) + ", " + isa + ", " + names[i]);
+        testing::expect_as_accurate(::testing::PrintToString(c) + ", " + isa + ", " + names[i], got[i], plain[i],
+                                    oracle[i]);
       }
     });
   }

@@ -11,6 +11,9 @@ namespace rmoe::kernels {
 // At most so many rows are multiplied without packing the weights, which are read once.
 constexpr int64_t kFewRows = 4;
 
+// Whether more rows of fp32 than that are left to the tensor library, which is faster than multiply-adds of ours there.
+inline bool library_multiplies_fp32() { return cpu_isa() < Isa::kAmx && library_has_fast_fp32(); }
+
 template <class T>
 struct LinearKernels {
   // x [M, K], w [N, K], b [N] or null -> y [M, N].

@@ -12,8 +12,7 @@ template <class T>
 const kernels::LinearKernels<T>* kernels_for(const Tensor& x, const Tensor& w) {
   if (x.scalar_type() != kTypeOf<T> || !readable<T>(w)) return nullptr;
   const bool few = x.numel() <= kernels::kFewRows * w.size(1);
-  const bool in_tiles = kernels::cpu_isa() >= kernels::Isa::kAmx;
-  if (std::is_same_v<T, float> && !few && !in_tiles && kernels::library_has_fast_fp32()) return nullptr;
+  if (std::is_same_v<T, float> && !few && kernels::library_multiplies_fp32()) return nullptr;
   return kernels::linear_kernels<T>();
 }
 

@@ -28,18 +28,7 @@ constexpr int64_t kSummed = 992;   // rows that a weight gradient sums at once; 
 constexpr int64_t kFewRows = 8;    // up to so many, weights are read in place: packing them would be the work
 constexpr int64_t kFewPiece = 64;  // of their rows at once
 
-enum Slot {
-  kBlockOfC,
-  kRowsOfA,
-  kPackedIn,
-  kPackedOut,
-  kInner,
-  kTransposed,
-  kPackedRows,
-  kBefore,
-  kWide,
-  kSharedInner
-};
+enum Slot { kBlockOfC, kRowsOfA, kPackedIn, kPackedOut, kInner, kTransposed, kPackedRows, kBefore, kSharedInner };
 
 // The distance between rows of a matrix [.., k] that a product reads from the left: at least its padded depth.
 int64_t stride_of(int64_t k) {
@@ -193,14 +182,14 @@ void forward_block(const ExpertsForward<T>& p, const RowBlock& block) {
 
 // For at most kFewRows rows; out [rows, kFewPiece].
 template <class W>
-void few_rows(float* out, const float* a, int64_t rows, const W* w, int64_t begin, int64_t end, int64_t k) {
+void few_rows(float* out, const T* a, int64_t rows, const W* w, int64_t begin, int64_t end, int64_t k) {
   for (int64_t r = 0; r < rows; r += 4) {
     float* out_r = out + r * kFewPiece;
-    const float* a_r = a + r * k;
-    if (rows - r == 1) few_dots<T, 1>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r == 2) few_dots<T, 2>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r == 3) few_dots<T, 3>(out_r, kFewPiece, a_r, w, begin, end, k);
-    if (rows - r >= 4) few_dots<T, 4>(out_r, kFewPiece, a_r, w, begin, end, k);
+    const T* a_r = a + r * k;
+    if (rows - r == 1) few_dots<1>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r == 2) few_dots<2>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r == 3) few_dots<3>(out_r, kFewPiece, a_r, w, begin, end, k);
+    if (rows - r >= 4) few_dots<4>(out_r, kFewPiece, a_r, w, begin, end, k);
   }
 }
 
@@ -208,15 +197,14 @@ void few_rows(float* out, const float* a, int64_t rows, const W* w, int64_t begi
 void few_inner(const ExpertsForward<T>& p, const RowBlock& block, T* inner, int64_t f, int64_t n) {
   const ExpertWeights<T>& e = p.experts;
   const int64_t rows = block.end - block.begin;
-  float* wide = scratch<float>(kWide, kFewRows * (e.D + 2 * kFewPiece));
-  float *gate = wide + kFewRows * e.D, *up = gate + kFewRows * kFewPiece;
+  T* x = scratch<T>(kRowsOfA, kFewRows * e.D);
+  float *gate = scratch<float>(kBlockOfC, 2 * kFewRows * kFewPiece), *up = gate + kFewRows * kFewPiece;
   for (int64_t i = 0; i < rows; ++i) {
-    const T* x = token_of(p.x, p.routed, block.begin + i, e.D);
-    for_each_stretch(e.D, [&](int64_t d, int64_t count) { store(wide + i * e.D + d, load(x + d, count), count); });
+    std::memcpy(x + i * e.D, token_of(p.x, p.routed, block.begin + i, e.D), static_cast<size_t>(e.D) * sizeof(T));
   }
   with_matrices(e, block.expert, [&](const auto& w) {
-    few_rows(gate, wide, rows, w.w1, f, f + n, e.D);
-    if (w.w3) few_rows(up, wide, rows, w.w3, f, f + n, e.D);
+    few_rows(gate, x, rows, w.w1, f, f + n, e.D);
+    if (w.w3) few_rows(up, x, rows, w.w3, f, f + n, e.D);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = block.begin + i;
       activate(e, block.expert, row, f, n, gate + i * kFewPiece, w.w3 ? up + i * kFewPiece : nullptr,
@@ -229,11 +217,9 @@ void few_inner(const ExpertsForward<T>& p, const RowBlock& block, T* inner, int6
 void few_answers(const ExpertsForward<T>& p, const RowBlock& block, const T* inner, int64_t d, int64_t n) {
   const ExpertWeights<T>& e = p.experts;
   const int64_t rows = block.end - block.begin;
-  float* wide = scratch<float>(kWide, kFewRows * (e.F + kFewPiece));
-  float* c = wide + kFewRows * e.F;
-  for_each_stretch(rows * e.F, [&](int64_t i, int64_t count) { store(wide + i, load(inner + i, count), count); });
+  float* c = scratch<float>(kBlockOfC, kFewRows * kFewPiece);
   with_matrices(e, block.expert, [&](const auto& w) {
-    few_rows(c, wide, rows, w.w2, d, d + n, e.F);
+    few_rows(c, inner, rows, w.w2, d, d + n, e.F);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = block.begin + i;
       answer(e, block.expert, d, n, c + i * kFewPiece, p.weights[p.routed.slots_M[row]], p.outputs + row * e.D + d);

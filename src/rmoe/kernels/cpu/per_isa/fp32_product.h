@@ -231,6 +231,10 @@ void product(float* c, int64_t ldc, const Left<T>& a, const Right<T>& b, int64_t
     const int highest = precision == Precision::kFp32 ? 2 : 1;
     Left<T> rows = a;
     rows.terms = std::min(a.terms, highest + 1);
+    for (int t = 0; t < std::max(rows.terms, b.terms); ++t) {
+      gemm::tell_product(c, ldc, a.data + std::min(t, rows.terms - 1) * a.plane, a.ld,
+                         b.data + std::min(t, b.terms - 1) * b.plane, m, n, b.depth, b.depth);
+    }
     // The rows of A stay in the first-level cache while B streams by.
     const int64_t stretch = round_up(512 / rows.terms, kDepth<T>);
     for (int64_t i = 0; i < m; i += 32, rows.data += 32 * a.ld) {

@@ -174,13 +174,17 @@ void backward(const Gate& g, const GateGradients& in) {
       const int64_t begin = chunks.begin(chunk), end = chunks.begin(chunk + 1);
       for (int64_t t = begin; t < end; t += kTile) {
         const int64_t rows = std::min(kTile, end - t);
-        for (int64_t i = 0; i < rows; ++i) {
-          differentiate(m.d + i * ld, g, in, t + i);
-          const bool start = t == begin && i == 0;
-          for (int64_t n = 0; n < g.N; n += Vec::kLanes) {
-            const Vec d = load(m.d + i * ld + n);
-            store(d_bias + n, start ? d : load(d_bias + n) + d);
+        for (int64_t i = 0; i < rows; ++i) differentiate(m.d + i * ld, g, in, t + i);
+        for (int64_t n = 0; n < g.N; n += Vec::kLanes) {
+          // Sums of sums: one long chain would lose digits.
+          constexpr int64_t kChain = 16;
+          Vec total(0.0f);
+          for (int64_t i = 0; i < rows; i += kChain) {
+            Vec part(0.0f);
+            for (int64_t r = i; r < std::min(rows, i + kChain); ++r) part = part + load(m.d + r * ld + n);
+            total = total + part;
           }
+          store(d_bias + n, t == begin ? total : load(d_bias + n) + total);
         }
         const Left<T> d = left(m.d_left, m.d, ld, rows, g.N);
         const Precision precision = in.d_narrow_feature ? Precision::kBf16 : Precision::kFp32;

@@ -83,13 +83,11 @@ void product(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_
 template <int64_t R, class W>
 void few_rows(T* y, const T* x, const W* w, const float* b, int64_t N, int64_t K) {
   constexpr int64_t kPiece = 64;
-  float* wide = scratch<float>(kRowsOfA, R * K);
-  for (int64_t i = 0; i < R * K; ++i) wide[i] = to_float(x[i]);
 #pragma omp parallel for schedule(static) if (N * K > 32768)
   for (int64_t j = 0; j < N; j += kPiece) {
     const int64_t end = std::min(N, j + kPiece);
     float dots[R * kPiece];
-    few_dots<T, R>(dots, kPiece, wide, w, j, end, K);
+    few_dots<R>(dots, kPiece, x, w, j, end, K);
     for (int64_t r = 0; r < R; ++r) {
       for (int64_t i = j; i < end; ++i) y[r * N + i] = from_float<T>(dots[r * kPiece + i - j] + (b ? b[i] : 0.0f));
     }

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "rmoe/kernels/cpu/bf16.h"
 
@@ -39,6 +38,23 @@ inline Bf16 from_float<Bf16>(float f) {
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// ThreadSanitizer sees the accesses that the compiler sees. Those that an intrinsic hides are told here, in elements.
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_read_range(void*, unsigned long);
+extern "C" void __tsan_write_range(void*, unsigned long);
+template <class T>
+void tell_read(const T* p, int64_t n) {
+  if (n > 0) __tsan_read_range(const_cast<T*>(p), static_cast<size_t>(n) * sizeof(T));
+}
+template <class T>
+void tell_write(T* p, int64_t n) {
+  if (n > 0) __tsan_write_range(p, static_cast<size_t>(n) * sizeof(T));
+}
+#else
+inline void tell_read(const void*, int64_t) {}
+inline void tell_write(void*, int64_t) {}
+#endif
+
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -58,14 +74,26 @@ inline __mmask16 lanes(int64_t n) {
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 // Zeros behind the first n.
-inline Vec load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
+inline Vec load(const float* p, int64_t n) {
+  tell_read(p, std::min<int64_t>(n, 16));
+  return _mm512_maskz_loadu_ps(lanes(n), p);
+}
 inline Vec widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 inline Vec load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline Vec load(const Bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
+inline Vec load(const Bf16* p, int64_t n) {
+  tell_read(p, std::min<int64_t>(n, 16));
+  return widen(_mm256_maskz_loadu_epi16(lanes(n), p));
+}
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
-inline void store(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), x.v); }
+inline void store(float* p, Vec x, int64_t n) {
+  tell_write(p, std::min<int64_t>(n, 16));
+  _mm512_mask_storeu_ps(p, lanes(n), x.v);
+}
 // Past the caches, to an address aligned to the vector; stream_fence() before others read it.
-inline void stream(float* p, Vec x) { _mm512_stream_ps(p, x.v); }
+inline void stream(float* p, Vec x) {
+  tell_write(p, 16);
+  _mm512_stream_ps(p, x.v);
+}
 inline __m256i narrow(Vec x) {
 #if defined(__AVX512BF16__)
   return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
@@ -78,7 +106,10 @@ inline __m256i narrow(Vec x) {
 #endif
 }
 inline void store(Bf16* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x)); }
-inline void store(Bf16* p, Vec x, int64_t n) { _mm256_mask_storeu_epi16(p, lanes(n), narrow(x)); }
+inline void store(Bf16* p, Vec x, int64_t n) {
+  tell_write(p, std::min<int64_t>(n, 16));
+  _mm256_mask_storeu_epi16(p, lanes(n), narrow(x));
+}
 
 inline Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
 inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
@@ -116,7 +147,10 @@ inline __m256i lanes(int64_t n) {
 }
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
-inline Vec load(const float* p, int64_t n) { return _mm256_maskload_ps(p, lanes(n)); }
+inline Vec load(const float* p, int64_t n) {
+  tell_read(p, std::min<int64_t>(n, 8));
+  return _mm256_maskload_ps(p, lanes(n));
+}
 inline Vec load(const Bf16* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -127,8 +161,14 @@ inline Vec load(const Bf16* p, int64_t n) {
   return load(bits);
 }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x.v); }
-inline void store(float* p, Vec x, int64_t n) { _mm256_maskstore_ps(p, lanes(n), x.v); }
-inline void stream(float* p, Vec x) { _mm256_stream_ps(p, x.v); }
+inline void store(float* p, Vec x, int64_t n) {
+  tell_write(p, std::min<int64_t>(n, 8));
+  _mm256_maskstore_ps(p, lanes(n), x.v);
+}
+inline void stream(float* p, Vec x) {
+  tell_write(p, 8);
+  _mm256_stream_ps(p, x.v);
+}
 inline void store(Bf16* p, Vec x, int64_t n) {
   float values[8];
   _mm256_storeu_ps(values, x.v);
@@ -170,16 +210,6 @@ inline Vec scale_by_power(Vec a, Vec exponent) {
 }
 
 #endif
-
-// The value as a T holds it.
-template <class T>
-Vec round_to(Vec x) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, Bf16>) return widen(narrow(x));
-#endif
-  static_assert(std::is_same_v<T, float> || Vec::kLanes == 16, "there are no bf16 products without AVX-512");
-  return x;
-}
 
 // e^x within 1.5 units in the last place; 0 below -104, infinity above 88.73, nan for nan.
 inline Vec exp(Vec x) {
