@@ -23,6 +23,11 @@ install(CODE "file(RPATH_SET FILE \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/rmoe/
                    NEW_RPATH [[${python_rpath}]])"
         COMPONENT python EXCLUDE_FROM_ALL)
 
+if(RMOE_CUDA)
+  install(FILES ${CMAKE_BINARY_DIR}/librmoe_cuda.so DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(FILES ${CMAKE_BINARY_DIR}/librmoe_cuda.so DESTINATION rmoe/lib COMPONENT python EXCLUDE_FROM_ALL)
+endif()
+
 # The library finds its torch where it was built on; another one of the same version may be loaded before it.
 set_target_properties(rmoe_lib rmoe_command PROPERTIES INSTALL_RPATH "$ORIGIN;${RMOE_TORCH_DIR}/lib")
 set_target_properties(rmoe PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")

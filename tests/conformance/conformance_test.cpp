@@ -5,8 +5,10 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/tensor_file.h"
 #include "tests/conformance/net.h"
+#include "tests/support/far_device.h"
 #include "tests/support/temp_dir.h"
 
 namespace rmoe {
@@ -303,6 +305,39 @@ void expect_training_promises(Net& net, const Batch& batch) {
   testing::expect_same_gradients(net, with_losses, recomputed, "recomputed in training", 1e-12);
 }
 
+// Where the host cannot touch what is computed on. In training, too, with what is drawn, balanced and counted.
+void expect_the_same_on_a_far_device(const Flags& flags, const Batch& batch, const NetResult& plain,
+                                     const std::vector<Tensor>& grads) {
+  const at::Device far = device_named(testing::kFarDevice);
+  Net net(flags, 1, at::kDouble, testing::kLayers, far);
+  const Batch there{batch.x_BSD.to(far), batch.tokens_BS.to(far), {}};
+  NetResult result;
+  std::vector<Tensor> gradients = gradients_of(net, [&] {
+    result = net.run(there);
+    net_loss(result.y_BSD).backward();
+  });
+  EXPECT_TRUE(at::allclose(result.y_BSD.detach().cpu(), plain.y_BSD, 1e-10, 1e-12)) << "far device";
+  for (size_t i = 0; i < plain.trace.size(); ++i) {
+    EXPECT_TRUE(at::equal(result.trace[i].ids_TK.cpu(), plain.trace[i].ids_TK)) << "far device, layer " << i;
+  }
+  for (Tensor& grad : gradients) grad = grad.defined() ? grad.cpu() : grad;
+  testing::expect_same_gradients(net, grads, gradients, "far device");
+  const auto train = [&](Net& n, const Batch& b) {
+    const NetResult trained = n.run(b, {.training = true});
+    const Tensor loss = n.pipeline().loss(trained.trace);
+    if (n.pipeline().wants_token_counts()) n.pipeline().fit(at::ones({testing::kVocab}, at::kLong));
+    n.pipeline().update(n.pipeline().statistics(trained.trace), {.step = 1, .steps = 2});
+    return std::pair(trained.y_BSD.detach().cpu(), loss.detach().cpu());
+  };
+  Net here(flags);
+  for (int step = 0; step < 2; ++step) {
+    const auto [y, loss] = train(net, there);
+    const auto [expected_y, expected_loss] = train(here, batch);
+    EXPECT_TRUE(at::allclose(y, expected_y, 1e-10, 1e-12)) << "far device, training step " << step;
+    EXPECT_TRUE(at::allclose(loss.to(at::kDouble), expected_loss.to(at::kDouble), 1e-6, 1e-8)) << "far device";
+  }
+}
+
 void expect_conformance(const Flags& flags) {
   SCOPED_TRACE(text(flags));
   Net net(flags);
@@ -342,6 +377,7 @@ void expect_conformance(const Flags& flags) {
     EXPECT_THROW(net.run(batch, {.generating = true}), Error);
   }
   expect_training_promises(net, batch);
+  expect_the_same_on_a_far_device(flags, batch, plain, grads);
   expect_edges(flags, net, batch);
   expect_ties_are_broken_alike(flags, batch);
 }

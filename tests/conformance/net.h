@@ -71,9 +71,9 @@ using NetCache = std::vector<Tensor>;
 class Net {
  public:
   explicit Net(const std::vector<std::string>& flags, uint64_t seed = 1, at::ScalarType dtype = at::kDouble,
-               int64_t layers = kLayers)
+               int64_t layers = kLayers, at::Device device = at::kCPU)
       : config(net_config(flags, layers)),
-        table(seed, dtype),
+        table(seed, dtype, device),
         layers_(nn::make_moe_layers(config, nn::ExpertKind::kRelu, ParamScope(table))) {
     // The gate on the state starts at zero, where its state would have no say.
     const at::NoGradGuard no_grad;
@@ -155,7 +155,7 @@ class Net {
 // A loss of fixed random weights on the outputs, so that errors in single elements cannot cancel. Sums over tokens, and
 // the weight of an element depends on its place in the whole batch (first sequence, first position).
 inline Tensor net_loss(const Tensor& y_BSD, int64_t sequence = 0, int64_t position = 0) {
-  const Tensor all = randn({16, 16, kWidth}, 77);
+  const Tensor all = randn({16, 16, kWidth}, 77).to(y_BSD.device());
   const Tensor weights = all.narrow(0, sequence, y_BSD.size(0)).narrow(1, position, y_BSD.size(1));
   return (y_BSD * weights).sum() + (y_BSD.square() * weights).sum() / 2;
 }

@@ -19,7 +19,8 @@ struct AnalyzeCommand {
   int64_t tokens = 0;                   // read this many of the split's start only; 0: all
   int64_t gradient_batches = 4;         // on which gradients are measured; 0: they are not
   std::optional<Precision> dtype = {};  // to read text in; default: each run's. Gradients are computed in fp32
-  int64_t threads = 0;                  // 0: all
+  std::string device = "cpu";
+  int64_t threads = 0;  // 0: all
 };
 
 // The contents of analysis.json. Shows progress. Errors as load_run, evaluate and TraceFile::open have them; kBadInput

@@ -2,12 +2,13 @@
 #pragma once
 
 #include "rmoe/bench/commands.h"
+#include "rmoe/ops/torch.h"
 
 namespace rmoe::bench {
 
-// With the current number of threads.
-Machine measure_machine();
+// Of the CPU, with the current number of threads, or of another device.
+Machine measure_machine(at::Device device = at::kCPU);
 // Once more, at the end: the best of both times counts, as either may have met a busy neighbour.
-void measure_again(Machine& machine);
+void measure_again(Machine& machine, at::Device device = at::kCPU);
 
 }  // namespace rmoe::bench

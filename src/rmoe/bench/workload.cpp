@@ -13,6 +13,7 @@
 #include "rmoe/eval/generate.h"
 #include "rmoe/eval/trace.h"
 #include "rmoe/models/size.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/region.h"
 #include "rmoe/train/trainer.h"
 
@@ -21,10 +22,13 @@ namespace {
 
 constexpr int64_t kPromptTokens = 64, kNewTokens = 128;  // of decoding
 
+// Until the device is done.
 template <class F>
-double seconds_of(F&& f) {
+double seconds_of(at::Device device, F&& f) {
+  synchronize(device);
   const auto start = std::chrono::steady_clock::now();
   f();
+  synchronize(device);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -54,7 +58,7 @@ class Step : public Workload {
 
   double run() override {
     const Region region("step");
-    return seconds_of([&] { trainer_.step(); });
+    return seconds_of(trainer_.model().device(), [&] { trainer_.step(); });
   }
 
  private:
@@ -81,12 +85,14 @@ struct LayerParts {
 class Layer : public Workload {
  public:
   explicit Layer(const RunConfig& c)
-      : params_(static_cast<uint64_t>(c.train.seed), at::kFloat), parts_(c.model, params_) {
+      : device_(device_named(c.train.device)),
+        params_(static_cast<uint64_t>(c.train.seed), at::kFloat, device_),
+        parts_(c.model, params_) {
     const int64_t T = c.train.batch * c.train.block;
-    x_TD_ = at::randn({T, c.model.width}, at::detail::createCPUGenerator(1)).to(torch_type(c.train.dtype));
+    x_TD_ = at::randn({T, c.model.width}, at::detail::createCPUGenerator(1)).to(device_, torch_type(c.train.dtype));
     grad_TD_ = at::ones_like(x_TD_);
     x_TD_.requires_grad_();
-    context_ = {.training = true, .tokens_T = random_tokens(c, {T}), .sequences = c.train.batch};
+    context_ = {.training = true, .tokens_T = random_tokens(c, {T}).to(device_), .sequences = c.train.batch};
     const at::NoGradGuard no_grad;
     carry_ = parts_.layers.blocks[0]->forward(x_TD_, {}, context_, DropoutKey{1}).carry;
     for (Tensor* state : {&carry_.state_TP, &carry_.cell_TP}) {
@@ -95,7 +101,7 @@ class Layer : public Workload {
   }
 
   double run() override {
-    return seconds_of([&] {
+    return seconds_of(device_, [&] {
       const auto result = parts_.layers.blocks[1]->forward(x_TD_, carry_, context_, DropoutKey{2});
       std::vector<Tensor> outputs{result.y_TD}, grads{grad_TD_};
       if (const Tensor& state_TP = result.carry.state_TP; state_TP.defined() && state_TP.requires_grad()) {
@@ -112,6 +118,7 @@ class Layer : public Workload {
   }
 
  private:
+  at::Device device_;
   ParamTable params_;
   LayerParts parts_;
   Tensor x_TD_, grad_TD_, state_grad_;
@@ -124,7 +131,7 @@ class Inference : public Workload {
  public:
   explicit Inference(const RunConfig& c)
       : dtype_(torch_type(c.train.dtype)),
-        params_(static_cast<uint64_t>(c.train.seed), at::kFloat),
+        params_(static_cast<uint64_t>(c.train.seed), at::kFloat, device_named(c.train.device)),
         model_(make_model(c.model, params_)) {
     if (dtype_ == at::kBFloat16) store_weights_as(params_, dtype_);
   }
@@ -156,7 +163,7 @@ class Prompt : public Inference {
 
   double run() override {
     const c10::InferenceMode inference;
-    return seconds_of([&] {
+    return seconds_of(model_->device(), [&] {
       const ForwardOptions options{
           .dtype = dtype_, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true};
       model_->forward(tokens_BS_, {}, options);
@@ -179,7 +186,7 @@ class Evaluation : public Inference {
 
   double run() override {
     const TemporaryFolder folder;
-    return seconds_of([&] {
+    return seconds_of(model_->device(), [&] {
       EvalOptions options = options_;
       std::optional<TraceRecorder> recorder;
       if (trace_ != Tracing::kOff) {

@@ -10,6 +10,7 @@
 #include "rmoe/bench/recorder.h"
 #include "rmoe/bench/temporary.h"
 #include "rmoe/bench/workload.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/runtime.h"
 
 namespace rmoe::bench {
@@ -36,7 +37,7 @@ std::vector<Variant> variants_of(const WorkloadCommand& command) {
     variants.push_back({"traced", command.config, {}, {"--trace", "choices"}});
     variants.push_back({"traced all", command.config, {}, {"--trace", "all"}});
   }
-  if (command.plain) variants.push_back({"plain", command.config, {"RMOE_CPU_ISA=plain"}});
+  if (command.plain) variants.push_back({"plain", command.config, {"RMOE_CPU_ISA=plain", "RMOE_DEVICE_KERNELS=0"}});
   return variants;
 }
 
@@ -96,7 +97,8 @@ WorkloadReport bench_workload(const WorkloadCommand& command, const std::string&
   report.kind = command.kind;
   report.config_name = command.config_name;
   report.dtype = command.config.train.dtype;
-  report.machine = measure_machine();
+  const at::Device device = device_named(command.config.train.device);
+  report.machine = measure_machine(device);
   Progress progress;
   const TemporaryFolder folder;
   std::vector<std::unique_ptr<Running>> running;
@@ -109,7 +111,7 @@ WorkloadReport bench_workload(const WorkloadCommand& command, const std::string&
     if (progress.due()) progress.update(str("bench ", workload_name(command.kind), ": round ", round + 1, "/", rounds));
     for (const size_t turn : turns(round, running.size())) running[turn]->round();
   }
-  measure_again(report.machine);
+  measure_again(report.machine, device);
   for (const auto& one : running) report.variants.push_back(one->result());
   report.params = running.front()->params;
   return report;
@@ -121,7 +123,7 @@ ProfileReport profile_step(const WorkloadCommand& command) {
   workload_size(WorkloadKind::kStep, config);
   ProfileReport report;
   report.config_name = command.config_name;
-  report.machine = measure_machine();
+  report.machine = measure_machine(device_named(config.train.device));
   const auto step = make_workload(WorkloadKind::kStep, config);
   for (int64_t i = 0; i < 3; ++i) step->run();
   Profile profile;

@@ -103,6 +103,7 @@ void setup(CLI::App& app, Globals& globals) {
       ->capture_default_str();
   app.add_option("--dtype", options->dtype, "fp32 or bf16, to read text in (default: each run's)")
       ->check(CLI::IsMember({"fp32", "bf16"}));
+  add_device_option(app, c.device);
   app.add_option("--out", options->out, "folder for the results (default: RUN/analysis; needed for several runs)");
   app.callback([options, &globals] {
     analysis::AnalyzeCommand& command = options->command;

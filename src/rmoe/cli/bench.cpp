@@ -61,7 +61,7 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
   struct Options {
     bench::WorkloadCommand command;
     bool no_plain = false, serve = false, profile = false;
-    std::string trace = "off";
+    std::string trace = "off", device;
   };
   auto options = std::make_shared<Options>();
   const bool layer = kind == WorkloadKind::kLayer;
@@ -80,6 +80,7 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
         ->capture_default_str();
   }
   app.add_flag("--serve", options->serve, "one round per line of standard input, answered in JSON");
+  add_device_option(app, options->device);
   add_common(app, options->command.options, example);
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, layer, &globals] {
@@ -88,6 +89,7 @@ void setup_workload(CLI::App& app, Globals& globals, WorkloadKind kind, const ch
                                             : parse_toml_file(command.config_name);
     merge(tree, parse_flags(globals.config_flags));
     bind(command.config, tree);
+    if (!options->device.empty()) command.config.train.device = options->device;
     if (layer && command.config_name.empty()) command.config_name = command.config.name;
     command.plain = !options->no_plain;
     using bench::Tracing;

@@ -307,6 +307,10 @@ CLI::Validator number() {
   return {check, ""};
 }
 
+void add_device_option(CLI::App& app, std::string& device) {
+  app.add_option("--device", device, "what to compute on: cpu, cuda or cuda:NUMBER")->capture_default_str();
+}
+
 int run_command_line(std::vector<std::string> args) { return finish_output(run(std::move(args))); }
 
 }  // namespace rmoe::cli

@@ -57,6 +57,9 @@ void take_config_flags(CLI::App& app, Globals& globals) {
 CLI::Validator integer(int64_t low, int64_t high = std::numeric_limits<int64_t>::max());
 CLI::Validator number();
 
+// --device: what the command computes on. `device` has the default; empty: what the config says.
+void add_device_option(CLI::App& app, std::string& device);
+
 // Runs `rmoe ARGS...` and returns the exit code. Results go to standard output; a failure is one line, and a help line
 // where there is one, on standard error, with --json also {"error": {...}} on standard output.
 int run_command_line(std::vector<std::string> args);

@@ -56,6 +56,7 @@ void setup(CLI::App& app, Globals& globals) {
                  "write the logits of the tokens, what the routers did and the balance loss to this safetensors file; "
                  "with --tokens, for comparing implementations");
   app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
+  add_device_option(app, command->device);
   add_trace_options(app, command->trace, /*steps=*/false);
   app.callback([command, dtype, &globals] {
     command->threads = globals.threads;

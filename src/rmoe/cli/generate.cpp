@@ -91,6 +91,7 @@ void setup(CLI::App& app, Globals& globals) {
   auto dtype = std::make_shared<std::string>();
   app.add_option("--dtype", *dtype, "fp32 or bf16 (default: the run's)")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--out", options->out, "write the text to this file, not to standard output");
+  add_device_option(app, c.device);
   add_trace_options(app, c.trace, /*steps=*/false);
   globals.may_be_empty.insert(prompt);
   app.callback([options, dtype, prompt, &globals] {

@@ -20,7 +20,7 @@ namespace rmoe::cli {
 namespace {
 
 struct Options {
-  std::string config, out, resume = "auto", init;
+  std::string config, out, resume = "auto", init, device;
   bool plan = false;
   TraceOptions trace;
 };
@@ -55,8 +55,9 @@ void show_plan(const RunConfig& config, bool json) {
       "activations", measured(plan.activation_bytes),
       str("of a micro-batch, ", t.batch / t.accumulate, " x ", t.block, " tokens, recompute ", enum_name(t.recompute)));
   line("peak", measured(plan.peak_bytes),
-       plan.peak_bytes ? "of the whole process, in two steps on random tokens"
-                       : "not measured: more than this machine has");
+       plan.peak_bytes                ? "of the whole process, in two steps on random tokens"
+       : config.train.device != "cpu" ? "not measured on a device other than the CPU"
+                                      : "not measured: more than this machine has");
   line("machine", human_bytes(plan.machine_bytes), "");
 }
 
@@ -71,11 +72,13 @@ void setup(CLI::App& app, Globals& globals) {
       "run to start from, as train.init: its newest weights, and its model where CONFIG and flags say nothing");
   app.add_flag("--plan", options->plan, "only say how much memory the run needs; trains and writes nothing")
       ->excludes(folder);
+  add_device_option(app, options->device);
   add_trace_options(app, options->trace, /*steps=*/true);
   take_config_flags<RunConfig>(app, globals);
   app.callback([options, &globals] {
     RunConfig config = load_run_config(options->config, globals.config_flags, options->init, options->out);
     if (globals.threads > 0) config.train.threads = globals.threads;
+    if (!options->device.empty()) config.train.device = options->device;
     if (options->plan) return show_plan(config, globals.json);
     const std::string stem = options->config.empty() ? "run" : std::filesystem::path(options->config).stem().string();
     const std::string out = options->out.empty() ? str("runs/", stem, "-", config.train.seed) : options->out;

@@ -182,6 +182,7 @@ struct TrainConfig {
   int64_t block = 256;
   Precision dtype = Precision::kFp32;
   Recompute recompute = Recompute::kNone;
+  std::string device = "cpu";
   int64_t threads = 0;
   int64_t log_every = 10;
   bool routing_stats = true;
@@ -214,6 +215,7 @@ struct TrainConfig {
         Field{"dtype", &C::dtype, "of activations and matrix products; weights, routers and optimizer stay fp32"},
         Field{"recompute", &C::recompute,
               "layer: keep each layer's input only and run it again in backward; less memory, a third more time"},
+        Field{"device", &C::device, "what to compute on: cpu, cuda or cuda:NUMBER"},
         Field{"threads", &C::threads, "CPU threads; 0: all", {.min = 0, .max = kMostThreads}},
         Field{"log_every", &C::log_every, "steps per line of metrics.jsonl", {.min = 1}},
         Field{"routing_stats", &C::routing_stats, "sum up what the routers do (loads, entropy, drops) for logs"},

@@ -207,7 +207,7 @@ EvalReport eval_instructions(const LoadedRun& run, const EvalCommand& command, c
 
 EvalReport run_eval(const EvalCommand& command) {
   configure_runtime(command.threads);
-  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint), command.device);
   const at::ScalarType dtype = compute_in(run, command.dtype);
   if (const auto instructions = find_instructions(run, command)) {
     refuse_on_instructions(command, *instructions);
@@ -274,7 +274,7 @@ EvalReport run_eval(const EvalCommand& command) {
 GenerateReport run_generate(const GenerateCommand& command, const std::function<bool(std::string_view)>& on_text) {
   command.sampling.validate();
   configure_runtime(command.threads);
-  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint));
+  LoadedRun run = load_run(command.run, Which::parse(command.checkpoint), command.device);
   const at::ScalarType dtype = compute_in(run, command.dtype);
   std::optional<TraceRecorder> recorder;
   std::optional<Replay> replay;

@@ -34,7 +34,8 @@ struct EvalCommand {
   int64_t tokens = 0;                   // predict this many only; 0: all
   std::optional<Precision> dtype = {};  // default: the run's
   std::string logits = {};              // file to write what the model says of each token to; empty: none
-  int64_t threads = 0;                  // 0: all
+  std::string device = "cpu";
+  int64_t threads = 0;  // 0: all
   TraceOptions trace = {};
 };
 
@@ -72,6 +73,7 @@ struct GenerateCommand {
   SamplingOptions sampling = {};
   int64_t seed = 1;
   std::vector<std::string> stops = {};
+  std::string device = "cpu";
   int64_t threads = 0;  // 0: all
   TraceOptions trace = {};
 };

@@ -27,7 +27,8 @@ class Sums {
 
   // `positions_T` of the inputs.
   void add(const ForwardResult& forward, const Tensor& inputs_T, const Tensor& targets_T, const Tensor& positions_T) {
-    const Tensor losses_T = linear_cross_entropy(forward.hidden_TD, head_.weight_OI, head_.bias_O, targets_T).losses_T;
+    const Tensor targets = targets_T.to(forward.hidden_TD.device());
+    const Tensor losses_T = linear_cross_entropy(forward.hidden_TD, head_.weight_OI, head_.bias_O, targets).losses_T;
     result_.nats += losses_T.sum(at::kDouble).item<double>();
     result_.tokens += targets_T.ne(-100).sum().item<int64_t>();
     if (!std::isfinite(result_.nats)) {

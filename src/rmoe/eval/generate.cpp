@@ -42,7 +42,7 @@ class Reader {
       memory_ = std::move(forward.memory);
       logits_1V = forward.logits_TV;
     }
-    return logits_1V[0].to(at::kFloat).contiguous();
+    return logits_1V[0].to(at::kCPU, at::kFloat).contiguous();
   }
 
  private:
@@ -224,7 +224,7 @@ std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokeni
         {.dtype = options.dtype, .remember = Remember::kKeysValues, .last_logits_only = true, .generating = true});
     memory = std::move(forward.memory);
     read += count;
-    const Tensor logits_BV = forward.logits_TV.to(at::kFloat).contiguous();
+    const Tensor logits_BV = forward.logits_TV.to(at::kCPU, at::kFloat).contiguous();
     std::vector<int64_t> going;
     for (int64_t b = 0; b < B; ++b) {
       Row& row = rows[static_cast<size_t>(b)];
@@ -252,7 +252,7 @@ std::vector<GeneratedText> generate_texts(const Model& model, const data::Tokeni
     std::vector<Row> left;
     for (const int64_t b : going) left.push_back(std::move(rows[static_cast<size_t>(b)]));
     rows = std::move(left);
-    const Tensor kept = at::tensor(going, at::kLong);
+    const Tensor kept = at::tensor(going, at::kLong).to(model.device());
     for (LayerMemory& layer : memory.layers) layer.kv.keep(kept);
   }
   return texts;

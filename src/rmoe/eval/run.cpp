@@ -7,6 +7,7 @@
 #include "rmoe/base/json.h"
 #include "rmoe/base/log.h"
 #include "rmoe/data/hash.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/tensor_file.h"
 
 namespace rmoe {
@@ -150,14 +151,14 @@ FoundRun find_run(const fs::path& dir, Which which) {
   return run;
 }
 
-LoadedRun load_run(const fs::path& dir, Which which) {
+LoadedRun load_run(const fs::path& dir, Which which, const std::string& device) {
   FoundRun found = find_run(dir, which);
   LoadedRun run;
   run.dir = dir;
   run.step = found.checkpoint.step;
   run.config = std::move(found.config);
   run.tokenizer = std::move(found.tokenizer);
-  run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat);
+  run.params = ParamTable(static_cast<uint64_t>(run.config.train.seed), at::kFloat, device_named(device));
   run.model = make_model(run.config.model, run.params);
   load_tensors(found.checkpoint.dir / "model.safetensors", run.params.stored());
   read_carried(run);

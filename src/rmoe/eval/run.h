@@ -49,8 +49,8 @@ FoundRun find_run(const std::filesystem::path& dir, Which which = {});
 
 // Checks the checkpoint against its manifest, then reads RUN/config.toml, the weights (fp32) and RUN/tokenizer.json.
 // Every failure is an Error in one line that names the folder or file: no run, no such checkpoint, a file that is
-// missing, truncated or altered, a tokenizer with more ids than the model.
-LoadedRun load_run(const std::filesystem::path& dir, Which which = {});
+// missing, truncated or altered, a tokenizer with more ids than the model, a device that is not there (ops/device.h).
+LoadedRun load_run(const std::filesystem::path& dir, Which which = {}, const std::string& device = "cpu");
 
 // A token file to read with a run.
 struct SplitFile {

@@ -91,7 +91,7 @@ void TraceRecorder::add(const routing::RoutingTrace& trace, const Tensor& tokens
   std::vector<std::byte> records(static_cast<size_t>(count * size));
   const auto layers = [&](auto&& of, at::ScalarType dtype) {
     std::vector<Tensor> all;
-    for (const routing::Routing& r : trace) all.push_back(chosen(of(r)).to(at::kCPU, dtype));
+    for (const routing::Routing& r : trace) all.push_back(chosen(of(r).to(at::kCPU, dtype)));
     return at::stack(all, 1);  // [T, layers, ...]
   };
   const auto floats = [&](const Tensor routing::Routing::* member) {

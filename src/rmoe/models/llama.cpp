@@ -77,14 +77,17 @@ class LlamaModel : public Model {
     head_VD_ = c.llama.tie_embeddings ? embedding_VD_ : root.add("lm_head.weight", {V, D}, matrix_init(D, std));
   }
 
-  ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const override {
+  Linear head() const override { return {.weight_OI = head_VD_, .bias_O = {}}; }
+
+ private:
+  ForwardResult run(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const override {
     const int64_t D = config_.width, S = tokens_BS.size(1);
     RMOE_ASSERT(options.remember != Remember::kHidden, "the llama family has no block cache");
     ForwardResult result;
     result.memory = std::move(memory);
     result.memory.layers.resize(layers_.size());
     const auto precision = at_least_fp32(options.dtype);
-    const RotaryAngles angles = rotary_angles(result.memory.position, S, frequencies(precision));
+    const RotaryAngles angles = rotary_angles(result.memory.position, S, frequencies(precision).to(tokens_BS.device()));
     result.memory.position += S;
 
     Tensor x = at::embedding(embedding_VD_, tokens_BS).to(options.dtype);
@@ -100,9 +103,6 @@ class LlamaModel : public Model {
     return result;
   }
 
-  Linear head() const override { return {.weight_OI = head_VD_, .bias_O = {}}; }
-
- private:
   nn::LayerResult layer(size_t i, const Tensor& x_BSD, routing::RouterCarry carry, const LayerInput& in,
                         const RotaryAngles& angles, nn::KvCache* cache) const {
     const Layer& l = layers_[i];

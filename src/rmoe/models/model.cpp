@@ -47,6 +47,13 @@ ModelSize model_size(const ModelConfig& config, int64_t context) {
   return size;
 }
 
+ForwardResult Model::forward(const Tensor& tokens_BS, Memory memory, ForwardOptions options) const {
+  const at::Device device = this->device();
+  if (options.valid_BS.defined()) options.valid_BS = options.valid_BS.to(device);
+  for (Tensor& ids_TK : options.replay_TK) ids_TK = ids_TK.to(device);
+  return run(tokens_BS.to(device), std::move(memory), options);
+}
+
 Tensor Model::run_layers(Tensor x, const Tensor& tokens_BS, const ForwardOptions& options, const LayerStep& step,
                          routing::RoutingTrace& trace, std::vector<Tensor>* inputs) const {
   LayerInput in{.dropout_key = options.dropout_key, .context = {}};

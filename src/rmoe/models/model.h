@@ -53,17 +53,23 @@ class Model {
   explicit Model(const ModelConfig& config) : config_(config) {}
   virtual ~Model() = default;
 
-  // tokens_BS int64, ids below the vocabulary. A memory must come from calls with the same `remember` and batch.
-  virtual ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const = 0;
+  // tokens_BS int64, ids below the vocabulary; on any device, as are the options' tensors: everything goes to the
+  // model's, where the result is. A memory must come from calls with the same `remember` and batch.
+  ForwardResult forward(const Tensor& tokens_BS, Memory memory, ForwardOptions options) const;
 
   // The map from hidden_TD to logits: weight [V, D] and, in the span family, a bias.
   virtual Linear head() const = 0;
+
+  // Of its parameters.
+  at::Device device() const { return head().weight_OI.device(); }
 
   const ModelConfig& config() const { return config_; }
   const routing::Pipeline& routing() const { return *pipeline_; }
   routing::Pipeline& routing() { return *pipeline_; }
 
  protected:
+  virtual ForwardResult run(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const = 0;
+
   // The end of a forward pass: of the last hidden states [T, D], what the options ask for.
   void put_output(ForwardResult& result, const Tensor& hidden_TD, const ForwardOptions& options) const {
     if (options.hidden_only) {

@@ -69,7 +69,10 @@ class SpanModel : public Model {
     head_ = add_linear(root, "lm_head.weight", "lm_head.bias", V, D, c.init_std);
   }
 
-  ForwardResult forward(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const override {
+  Linear head() const override { return head_; }
+
+ private:
+  ForwardResult run(const Tensor& tokens_BS, Memory memory, const ForwardOptions& options) const override {
     const int64_t D = config_.width;
     ForwardResult result;
     result.memory = std::move(memory);
@@ -101,9 +104,6 @@ class SpanModel : public Model {
     return result;
   }
 
-  Linear head() const override { return head_; }
-
- private:
   nn::LayerResult layer(size_t i, const Tensor& h_BMD, routing::RouterCarry carry, const LayerInput& in,
                         const Tensor& past_BSD, nn::KvCache* cache) const {
     const Layer& l = layers_[i];

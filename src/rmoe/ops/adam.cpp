@@ -13,7 +13,6 @@ bool plain_fp32(const Tensor& t) { return t.is_cpu() && t.scalar_type() == at::k
 
 // By torch's own fused update.
 void fused_step(const std::vector<AdamParam>& params, const AdamOptions& o, int64_t step) {
-  const Tensor step_count = at::full({}, static_cast<double>(step), at::kFloat);
   for (const bool decay : {true, false}) {
     std::vector<Tensor> values, grads, exp_avgs, exp_avg_sqs;
     for (const AdamParam& p : params) {
@@ -25,10 +24,13 @@ void fused_step(const std::vector<AdamParam>& params, const AdamOptions& o, int6
       exp_avg_sqs.push_back(p.exp_avg_sq);
     }
     if (values.empty()) continue;
-    const std::vector<Tensor> steps(values.size(), step_count.to(values[0].device()));
+    const std::vector<Tensor> steps(values.size(),
+                                    at::full({}, static_cast<double>(step), values[0].options().dtype(at::kFloat)));
+    const auto optional = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
     const auto fused = [&](auto op) {
       op(values, grads, exp_avgs, exp_avg_sqs, at::TensorList(), steps, o.lr, o.beta1, o.beta2,
-         decay ? o.weight_decay : 0.0, o.eps, /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
+         decay ? o.weight_decay : 0.0, o.eps, /*amsgrad=*/false, /*maximize=*/false, optional(o.grad_divisor),
+         optional(o.skip));
     };
     if (o.decoupled) {
       fused([](auto&&... args) { at::_fused_adamw_(args...); });
@@ -40,23 +42,18 @@ void fused_step(const std::vector<AdamParam>& params, const AdamOptions& o, int6
 
 }  // namespace
 
-double gradient_norm(const std::vector<Tensor>& grads) {
+Tensor gradient_norm(const std::vector<Tensor>& grads) {
   const at::NoGradGuard no_grad;
+  if (grads.empty()) return at::zeros({}, at::kDouble);
   const auto* kernels = kernels::adam_kernels<float>();
-  double sum = 0;
   if (kernels && std::all_of(grads.begin(), grads.end(), plain_fp32)) {
     std::vector<kernels::AdamTensor> tensors;
     for (const Tensor& grad : grads) {
       tensors.push_back({nullptr, grad.const_data_ptr<float>(), nullptr, nullptr, grad.numel(), false});
     }
-    sum = kernels->sum_of_squares(tensors.data(), std::ssize(tensors));
-  } else {
-    for (const Tensor& grad : grads) {
-      const double norm = grad.norm().item<double>();
-      sum += norm * norm;
-    }
+    return at::scalar_tensor(std::sqrt(kernels->sum_of_squares(tensors.data(), std::ssize(tensors))), at::kDouble);
   }
-  return std::sqrt(sum);
+  return at::stack(at::_foreach_norm(grads, 2)).to(at::kDouble).norm();
 }
 
 void adam_step(const std::vector<AdamParam>& params, const AdamOptions& o, int64_t step) {

@@ -155,8 +155,30 @@ Tensor rotate(const Tensor& x_BSHC, const RotaryAngles& angles) {
   return rotate_op().call(x_BSHC, angles.cos, angles.sin, false);
 }
 
+namespace {
+
+// By what torch has for the device.
+Tensor by_library(const Tensor& q_BSHC, const Tensor& k_BSHC, const Tensor& v_BSHC) {
+  const int64_t Sq = q_BSHC.size(1), Sk = k_BSHC.size(1);
+  std::optional<Tensor> sees;
+  // Its own causal mask has the first query see the first key alone.
+  if (Sq > 1 && Sq != Sk) sees = at::ones({Sq, Sk}, q_BSHC.options().dtype(at::kBool)).tril_(Sk - Sq);
+  const auto heads = [](const Tensor& t) { return t.transpose(1, 2); };
+  return heads(at::scaled_dot_product_attention(heads(q_BSHC), heads(k_BSHC), heads(v_BSHC), sees, /*dropout_p=*/0,
+                                                /*is_causal=*/Sq > 1 && Sq == Sk, /*scale=*/std::nullopt,
+                                                /*enable_gqa=*/q_BSHC.size(2) != k_BSHC.size(2)))
+      .contiguous();
+}
+
+}  // namespace
+
 Tensor causal_attention(const Tensor& q_BSHC, const Tensor& k_BSHC, const Tensor& v_BSHC, const RotaryAngles& angles) {
   const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+  if (!q_BSHC.is_cpu() && !check::valueless(q_BSHC)) {
+    check::causal_attention(q_BSHC, k_BSHC, v_BSHC, optional(angles.cos), optional(angles.sin));
+    const auto turned = [&](const Tensor& x) { return angles.cos.defined() ? rotate(x, angles) : x; };
+    return by_library(turned(q_BSHC), turned(k_BSHC), v_BSHC);
+  }
   return std::get<0>(attention_op().call(q_BSHC, k_BSHC, v_BSHC, optional(angles.cos), optional(angles.sin)));
 }
 

@@ -1,8 +1,12 @@
 #include "rmoe/ops/dropout.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/kernels/cpu/dropout.h"
+#include "rmoe/ops/device_kernels.h"
 
 namespace rmoe {
 namespace {
@@ -18,9 +22,37 @@ void run(T* out, const T* in, int64_t n, double p, DropoutKey key, int64_t first
   });
 }
 
+// kernels::DropoutStream::draw in ATen, for devices without a kernel: 32-bit numbers in the lower halves of int64.
+Tensor scrambled(const Tensor& v) {
+  const auto low = [](const Tensor& x) { return x.bitwise_and(0xffffffffLL); };
+  Tensor x = v.bitwise_xor(v.bitwise_right_shift(16));
+  x = low(x * 0x7feb352dLL);
+  x = x.bitwise_xor(x.bitwise_right_shift(15));
+  x = low(x * 0x846ca68bLL);
+  return x.bitwise_xor(x.bitwise_right_shift(16));
+}
+
+void mask_by_formula(Tensor& out, const Tensor& in, double p, DropoutKey key, int64_t first_index) {
+  const Tensor index = at::arange(first_index, first_index + in.numel(), in.options().dtype(at::kLong));
+  const auto low_key = static_cast<int64_t>(key.value & 0xffffffff), high_key = static_cast<int64_t>(key.value >> 32);
+  const Tensor stream = scrambled(index.bitwise_right_shift(32)).bitwise_xor(low_key);
+  const Tensor first = scrambled(index.bitwise_and(0xffffffffLL).bitwise_xor(stream));
+  const Tensor drawn = scrambled((first + high_key).bitwise_and(0xffffffffLL));
+  const auto threshold = static_cast<int64_t>(std::min(std::floor(p * 4294967296.0), 4294967295.0));
+  const auto scale = static_cast<double>(static_cast<float>(1 / (1 - p)));
+  out.copy_((in * scale).masked_fill(drawn.lt(threshold).view(in.sizes()), 0));
+}
+
 void mask_into(Tensor& out, const Tensor& in, double p, DropoutKey key, int64_t first_index) {
-  RMOE_CHECK(in.device().is_cpu(), "dropout: x must be on the CPU, got ", in.device().str());
   RMOE_ASSERT(in.is_contiguous() && out.is_contiguous());
+  if (!in.is_cpu()) {
+    const DeviceCall call(in);
+    const bool done = call.with_kernels_of(in.scalar_type(), [&]<class T>(const auto& kernels, T*) {
+      kernels.dropout(elements_to_write<T>(out), elements<T>(in), in.numel(), {key.value, p},
+                      static_cast<uint64_t>(first_index), call.stream());
+    });
+    return done ? void() : mask_by_formula(out, in, p, key, first_index);
+  }
   switch (in.scalar_type()) {
     case at::kFloat:
       return run(out.data_ptr<float>(), in.const_data_ptr<float>(), in.numel(), p, key, first_index);

@@ -59,6 +59,13 @@ void check::gate(const Tensor& feature, const Tensor& weight, const std::optiona
   RMOE_CHECK(top_k >= 1 && top_k <= weight.size(0), "gate: top_k is ", top_k, ", expected 1 to ", weight.size(0));
 }
 
+Tensor count_ids(const Tensor& ids, int64_t N) {
+  const Tensor flat = ids.flatten();
+  // bincount() looks for the largest id first.
+  return flat.is_cpu() ? at::bincount(flat, {}, N)
+                       : at::zeros({N}, flat.options()).scatter_add_(0, flat, at::ones_like(flat));
+}
+
 TORCH_LIBRARY_FRAGMENT(rmoe, m) {
   m.def(
       "gate(Tensor feature, Tensor weight, Tensor? bias, int top_k, bool renormalize)"

@@ -5,6 +5,9 @@
 
 namespace rmoe {
 
+// How often each of 0 ... N-1 stands in `ids`, int64 [N]. On a device, without waiting for it.
+Tensor count_ids(const Tensor& ids, int64_t N);
+
 struct Gated {
   Tensor ids_TK;      // int64, by falling probability; of equal ones the lower id first
   Tensor weights_TK;  // of the chosen

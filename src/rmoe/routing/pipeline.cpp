@@ -13,7 +13,7 @@ namespace {
 
 // Takes away the rows beyond `capacity` per expert, lowest scores first (of equal scores, the later token's). Returns
 // the number of rows that went.
-Tensor drop_beyond(int64_t capacity, int64_t experts, const Tensor& scores_TN, Tensor& ids_TK) {
+Tensor drop_beyond(const Tensor& capacity, int64_t experts, const Tensor& scores_TN, Tensor& ids_TK) {
   const Tensor ids_M = ids_TK.flatten();
   const Tensor key_M = at::where(ids_M < 0, experts, ids_M);
   const Tensor scores_M = scores_TN.gather(1, ids_TK.clamp_min(0)).flatten();
@@ -22,7 +22,7 @@ Tensor drop_beyond(int64_t capacity, int64_t experts, const Tensor& scores_TN, T
       0, std::get<1>(key_M.index_select(0, by_score).sort(/*stable=*/true, 0, /*descending=*/false)));
   const Tensor sorted = key_M.index_select(0, order);
   // A row's place among its expert's rows.
-  const Tensor counts = at::bincount(key_M, {}, experts + 1), begins = counts.cumsum(0) - counts;
+  const Tensor counts = count_ids(key_M, experts + 1), begins = counts.cumsum(0) - counts;
   const Tensor place = at::arange(sorted.size(0), sorted.options()) - begins.index_select(0, sorted);
   const Tensor dropped_sorted = (place >= capacity).logical_and(sorted < experts);
   const Tensor dropped = at::empty_like(dropped_sorted).scatter_(0, order, dropped_sorted);
@@ -154,8 +154,8 @@ RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry
   r.chosen_N = r.counts_N;
   if (capacity_ > 0 && context.training) {
     // As in the paper's large runs: the weights of the rows that stay are those before anything was dropped.
-    const auto rows = static_cast<double>(r.chosen_N.sum().item<int64_t>());
-    const auto capacity = static_cast<int64_t>(std::ceil(capacity_ * rows / static_cast<double>(experts_)));
+    const Tensor capacity =
+        (r.chosen_N.sum().to(at::kDouble) * capacity_ / static_cast<double>(experts_)).ceil().to(at::kLong);
     r.dropped = drop_beyond(capacity, experts_, r.scores_TN.detach(), r.ids_TK);
     r.weights_TK = r.weights_TK.masked_fill(r.ids_TK.lt(0), 0);
     r.full = false;
@@ -165,8 +165,8 @@ RouteResult Pipeline::route(int64_t layer, const Tensor& x_TD, RouterCarry carry
 }
 
 Tensor Pipeline::count(const Routing& r) const {
-  if (r.full) return at::bincount(r.ids_TK.flatten(), {}, experts_);
-  return at::bincount((r.ids_TK + 1).flatten(), {}, experts_ + 1).narrow(0, 1, experts_);
+  if (r.full) return count_ids(r.ids_TK, experts_);
+  return count_ids(r.ids_TK + 1, experts_ + 1).narrow(0, 1, experts_);
 }
 
 std::optional<Routing> Pipeline::route_by_gate(int64_t layer, const Tensor& feature_TR, const Tensor& added_TN,
@@ -264,7 +264,8 @@ Tensor Pipeline::loss(const RoutingTrace& trace, const BatchCounts* batch) const
 }
 
 Tensor Pipeline::loss_of(const RoutingTrace& trace, const BatchCounts* batch) const {
-  Tensor total = at::zeros({}, at::kFloat);
+  Tensor total =
+      at::zeros({}, trace.empty() ? at::TensorOptions(at::kFloat) : trace[0].logits_TN.options().dtype(at::kFloat));
   for (size_t i = 0; i < balances_.size(); ++i) {
     if (balance_weights_[i] > 0) total = total + balances_[i]->loss(trace, batch) * balance_weights_[i];
   }

@@ -7,20 +7,44 @@
 namespace rmoe::routing {
 
 void RoutingSums::add(const RoutingTrace& trace) {
-  at::NoGradGuard no_grad;
+  RoutingTotals totals;
+  totals.add(trace);
+  add(totals.take());
+}
+
+void RoutingTotals::add(const RoutingTrace& trace) {
+  if (trace.empty()) return;
+  const at::NoGradGuard no_grad;
+  const auto sum = [](Tensor& total, const Tensor& x) { total = total.defined() ? total + x : x; };
+  std::vector<Tensor> counts;
+  for (const Routing& r : trace) {
+    counts.push_back(r.counts_N);
+    if (r.dropped.defined()) sum(dropped_, r.dropped);
+    sum(entropy_, sum_over_tokens(at::special_entr(r.probs_TN).sum(-1, false, at::kDouble), r.valid_T));
+  }
+  sum(counts_LN_, at::stack(counts));
+  if (trace[0].valid_T.defined()) {
+    sum(valid_, trace[0].valid_T.sum());
+  } else {
+    tokens_ += trace[0].tokens();
+  }
+}
+
+RoutingSums RoutingTotals::take() {
   RoutingSums sums;
-  for (const Routing& routing : trace) {
-    const Tensor counts_N = routing.counts_N.cpu().contiguous();
-    const auto* data = counts_N.const_data_ptr<int64_t>();
-    sums.counts.emplace_back(data, data + counts_N.numel());
-    if (routing.dropped.defined()) sums.dropped += routing.dropped.item<int64_t>();
-    sums.entropy +=
-        sum_over_tokens(at::special_entr(routing.probs_TN).sum(-1, false, at::kDouble), routing.valid_T).item<double>();
+  sums.tokens = tokens_;
+  if (valid_.defined()) sums.tokens += valid_.item<int64_t>();
+  if (dropped_.defined()) sums.dropped = dropped_.item<int64_t>();
+  if (entropy_.defined()) sums.entropy = entropy_.item<double>();
+  if (counts_LN_.defined()) {
+    const Tensor counts = counts_LN_.cpu().contiguous();
+    const auto* row = counts.const_data_ptr<int64_t>();
+    for (int64_t layer = 0; layer < counts.size(0); ++layer, row += counts.size(1)) {
+      sums.counts.emplace_back(row, row + counts.size(1));
+    }
   }
-  if (!trace.empty()) {
-    sums.tokens = trace[0].valid_T.defined() ? trace[0].valid_T.sum().item<int64_t>() : trace[0].tokens();
-  }
-  add(sums);
+  *this = {};
+  return sums;
 }
 
 void RoutingSums::add(const RoutingSums& other) {

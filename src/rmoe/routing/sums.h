@@ -17,6 +17,18 @@ struct RoutingSums {
   double mean_entropy() const;
 };
 
+// The same where the routers ran: adds up on the device, and waits for it in take() only.
+class RoutingTotals {
+ public:
+  void add(const RoutingTrace& trace);
+  // What was added since the last call.
+  RoutingSums take();
+
+ private:
+  int64_t tokens_ = 0;                            // of the forward passes that had no padding
+  Tensor valid_, counts_LN_, dropped_, entropy_;  // undefined: nothing yet
+};
+
 // Largest over mean load of an expert, averaged over MoE layers; 1 is even. NaN without MoE layers.
 double load_imbalance(const std::vector<std::vector<int64_t>>& counts);
 // Experts that no token chose, summed over layers.

@@ -10,7 +10,7 @@
 #include "rmoe/base/process.h"
 #include "rmoe/kernels/cpu/linear.h"
 #include "rmoe/kernels/cpu/peak.h"
-#include "rmoe/ops/torch.h"
+#include "rmoe/ops/device.h"
 
 namespace rmoe {
 namespace {
@@ -100,6 +100,30 @@ double measured_peak_flops(Precision precision) {
   return rate;
 }
 
+double measured_peak_flops(Precision precision, at::Device device) {
+  return device.is_cpu() ? measured_peak_flops(precision) : measure_peak_flops(precision, device);
+}
+
+double measure_peak_flops(Precision precision, at::Device device) {
+  if (device.is_cpu()) return measure_peak_flops(precision);
+  const at::NoGradGuard no_grad;
+  const auto dtype = precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat;
+  double best = 0;
+  // Until they take long enough for a device to be busy.
+  for (int64_t n = 512; n <= 8192; n *= 2) {
+    const Tensor a = at::ones({n, n}, at::TensorOptions(device).dtype(dtype));
+    Tensor out = at::empty_like(a);
+    const double operations = 2.0 * static_cast<double>(n * n * n);
+    best = std::max(best, best_rate(0.05, [&] {
+                      at::mm_out(out, a, a);
+                      synchronize(device);
+                      return operations;
+                    }));
+    if (operations / best > 2e-3) break;
+  }
+  return best;
+}
+
 MemoryRate measured_memory_rate() {
   constexpr int64_t kLeast = int64_t{64} << 20, kMost = int64_t{1} << 30;
   int64_t total = std::clamp<int64_t>(4 * std::max<int64_t>(0, ::sysconf(_SC_LEVEL3_CACHE_SIZE)), kLeast, kMost);
@@ -122,6 +146,26 @@ MemoryRate measured_memory_rate() {
       [[maybe_unused]] const volatile uint64_t sum = kernels::read_all(words + begin, end - begin);
     });
     return static_cast<double>(sizeof(float)) * static_cast<double>(n);
+  });
+  return rate;
+}
+
+MemoryRate measured_memory_rate(at::Device device) {
+  if (device.is_cpu()) return measured_memory_rate();
+  constexpr int64_t kFloats = int64_t{1} << 24;
+  const at::NoGradGuard no_grad;
+  const Tensor b = at::ones({kFloats}, at::TensorOptions(device).dtype(at::kFloat)), c = at::ones_like(b);
+  Tensor a = at::empty_like(b), sum;
+  MemoryRate rate;
+  rate.triad = best_rate(0.1, [&] {
+    at::add_out(a, b, c, 0.5);
+    synchronize(device);
+    return 3.0 * sizeof(float) * static_cast<double>(kFloats);
+  });
+  rate.read = best_rate(0.1, [&] {
+    sum = b.sum();
+    synchronize(device);
+    return static_cast<double>(sizeof(float)) * static_cast<double>(kFloats);
   });
   return rate;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rmoe/config/run.h"
+#include "rmoe/ops/torch.h"
 
 namespace rmoe {
 
@@ -12,6 +13,9 @@ namespace rmoe {
 double measured_peak_flops(Precision precision);
 // The same, measured anew each time.
 double measure_peak_flops(Precision precision);
+// Of any device: on one that is not the CPU, products by at::mm, measured anew each time.
+double measured_peak_flops(Precision precision, at::Device device);
+double measure_peak_flops(Precision precision, at::Device device);
 
 // Bytes per second between memory and all threads, by passes over arrays larger than the caches (as far as a sixteenth
 // of the memory and 1 GiB go); the best of several. Takes a second or two.
@@ -20,5 +24,7 @@ struct MemoryRate {
   double read = 0;   // one stream in
 };
 MemoryRate measured_memory_rate();
+// Of any device.
+MemoryRate measured_memory_rate(at::Device device);
 
 }  // namespace rmoe

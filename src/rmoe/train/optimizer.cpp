@@ -22,7 +22,7 @@ Optimizer::Optimizer(ParamTable& params, const OptimizerConfig& config) : params
   }
 }
 
-double Optimizer::gradient_norm() const {
+Tensor Optimizer::gradient_norm() const {
   std::vector<Tensor> grads;
   for (const Param& param : params_.all()) {
     if (param.value.grad().defined()) grads.push_back(param.value.grad());
@@ -30,7 +30,7 @@ double Optimizer::gradient_norm() const {
   return rmoe::gradient_norm(grads);
 }
 
-void Optimizer::step(double lr, double gradient_norm) {
+void Optimizer::step(double lr, const Tensor& gradient_norm) {
   ++steps_;
   std::vector<AdamParam> params;
   for (size_t i = 0; i < trained_.size(); ++i) {
@@ -38,15 +38,19 @@ void Optimizer::step(double lr, double gradient_norm) {
     if (!param.value.grad().defined()) continue;
     params.push_back({param.value, param.value.grad(), exp_avg_[i], exp_avg_sq_[i], decays(param)});
   }
-  adam_step(params,
-            {.decoupled = config_.kind == OptimizerKind::kAdamW,
-             .lr = lr,
-             .beta1 = config_.beta1,
-             .beta2 = config_.beta2,
-             .eps = config_.eps,
-             .weight_decay = config_.weight_decay,
-             .grad_scale = config_.clip > 0 ? std::min(1.0, config_.clip / (gradient_norm + 1e-6)) : 1.0},
-            steps_);
+  AdamOptions options{.decoupled = config_.kind == OptimizerKind::kAdamW,
+                      .lr = lr,
+                      .beta1 = config_.beta1,
+                      .beta2 = config_.beta2,
+                      .eps = config_.eps,
+                      .weight_decay = config_.weight_decay};
+  if (!gradient_norm.is_cpu()) {
+    options.skip = gradient_norm.isfinite().logical_not().to(at::kFloat);
+    if (config_.clip > 0) options.grad_divisor = ((gradient_norm + 1e-6) / config_.clip).clamp_min(1).to(at::kFloat);
+  } else if (config_.clip > 0) {
+    options.grad_scale = std::min(1.0, config_.clip / (gradient_norm.item<double>() + 1e-6));
+  }
+  adam_step(params, options, steps_);
 }
 
 void Optimizer::zero_gradients() {

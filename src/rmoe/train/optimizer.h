@@ -12,11 +12,12 @@ class Optimizer {
   // `params` must outlive the optimizer.
   Optimizer(ParamTable& params, const OptimizerConfig& config);
 
-  // The global 2-norm of all gradients.
-  double gradient_norm() const;
+  // The global 2-norm of all gradients, an fp64 scalar on their device.
+  Tensor gradient_norm() const;
   // One update with this learning rate; gradients count as scaled by min(1, clip / (norm + 1e-6)) where clip > 0.
-  // Parameters without a gradient stay as they are.
-  void step(double lr, double gradient_norm);
+  // Parameters without a gradient stay as they are. On a device a norm that is not finite changes nothing, without the
+  // host having seen it; on the CPU that is the caller's to look at.
+  void step(double lr, const Tensor& gradient_norm);
   // Drops them. The next backward pass hands its results over as the new ones, which costs no pass to clear them and
   // leaves their memory to the activations until then.
   void zero_gradients();

@@ -63,6 +63,7 @@ TrainPlan plan_training(RunConfig config) {
   }
   plan.optimizer_bytes = 2 * plan.gradient_bytes;
   plan.machine_bytes = memory_total_bytes();
+  if (config.train.device != "cpu") return plan;
   if (least_bytes(config, plan.params, trained_count(table)) > static_cast<double>(plan.machine_bytes)) return plan;
 
   configure_runtime(config.train.threads);

@@ -13,25 +13,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What may differ between the parts of a run: how long, how watched and by how many threads, not what is computed.
-// (The number of threads changes the last bits of sums, not the method.)
-constexpr const char* kFreeKeys[] = {"/train/steps",
-                                     "/train/epochs",
-                                     "/train/tokens",
-                                     "/train/minutes",
-                                     "/train/threads",
-                                     "/train/log_every",
-                                     "/train/routing_stats",
-                                     "/train/gradient_sources_every",
-                                     "/train/recompute",
-                                     "/train/eval",
-                                     "/train/checkpoint",
-                                     "/train/sample",
-                                     "/train/init",
-                                     "/data/instruct/train",
-                                     "/data/instruct/valid",
-                                     "/data/path",
-                                     "/name"};
+// What may differ between the parts of a run: how long, how watched and on what machine, not what is computed. (The
+// number of threads and the device change the last bits of sums, not the method.)
+constexpr const char* kFreeKeys[] = {"/train/steps",         "/train/epochs",        "/train/tokens",
+                                     "/train/minutes",       "/train/device",        "/train/threads",
+                                     "/train/log_every",     "/train/routing_stats", "/train/gradient_sources_every",
+                                     "/train/recompute",     "/train/eval",          "/train/checkpoint",
+                                     "/train/sample",        "/train/init",          "/data/instruct/train",
+                                     "/data/instruct/valid", "/data/path",           "/name"};
 
 bool is_free(const std::string& key) {
   for (const char* free : kFreeKeys) {

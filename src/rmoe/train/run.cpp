@@ -199,7 +199,7 @@ class Run {
     metrics_->truncate_after(trainer_.steps_done());
     const bool resumed = trainer_.steps_done() > 0;
     events_.emplace(out_ / "tensorboard", resumed ? std::optional<int64_t>(trainer_.steps_done() + 1) : std::nullopt);
-    peak_ = measured_peak_flops(config_.train.dtype);
+    peak_ = measured_peak_flops(config_.train.dtype, device());
     announce(resumed);
     started_ = Clock::now();
     last_save_ = started_;
@@ -211,6 +211,7 @@ class Run {
         step(progress);
         stop = budget_used();
       }
+      collect();
       progress.finish(progress_line());
     }
     if (recorder_) recorder_->finish();
@@ -234,6 +235,8 @@ class Run {
     return data.texts() ? Trainer(config, data.texts()->train) : Trainer(config, data.answers()->train);
   }
 
+  at::Device device() const { return trainer_.model().device(); }
+
   // Bits per character from nats per token; NaN (null in files) where characters are unknown.
   static double bits(double nats, double characters_per_token) {
     return nats / std::numbers::ln2 / characters_per_token;
@@ -245,8 +248,9 @@ class Run {
         config_.name.empty() ? "model" : config_.name, ": ", enum_name(config_.model.family), ", ",
         config_.model.moe_layers() == 0 ? "dense" : str("stage ", moe.stage.kind(), ", router ", moe.router.kind()),
         ", ", size_.params, " parameters (", size_.active_params, " active per token), ",
-        enum_name(config_.train.dtype), ", ", at::get_num_threads(), " threads, kernels for ",
-        kernels::isa_name(kernels::cpu_isa()));
+        enum_name(config_.train.dtype), ", ",
+        device().is_cpu() ? str(at::get_num_threads(), " threads, kernels for ", kernels::isa_name(kernels::cpu_isa()))
+                          : str("on ", device().str()));
     if (const auto* answers = data_.answers()) {
       announce(*answers->train, "to train on");
       announce(*answers->valid, "to evaluate on");
@@ -295,25 +299,39 @@ class Run {
   void step(Progress& progress) {
     const auto begin = Clock::now();
     learning_rate_ = trainer_.learning_rate();
-    const StepSums sums = trainer_.step();
-    step_seconds_ += seconds_since(begin);
+    trainer_.advance();
     ++timed_steps_;
+    const TrainConfig& t = config_.train;
+    const int64_t done = trainer_.steps_done();
+    const auto due = [&](int64_t every) { return every > 0 && done % every == 0; };
+    const bool by_time = t.checkpoint.minutes > 0 && seconds_since(last_save_) > 60 * t.checkpoint.minutes;
+    const bool show = progress.due();
+    // A device works on while nobody asks for its results.
+    if (device().is_cpu() || due(t.log_every) || show || due(t.eval.every) || due(t.sample.every) || by_time ||
+        due(t.checkpoint.every)) {
+      collect();
+    }
+    step_seconds_ += seconds_since(begin);
+    if (due(t.log_every)) log();
+    if (show) progress.update(progress_line());
+    bool better = false;
+    if (due(t.eval.every)) better = evaluate();
+    if (due(t.sample.every)) sample(str("step_", done, ".txt").c_str());
+    if (better || by_time || due(t.checkpoint.every)) save();
+  }
+
+  // What the steps gave since the last call.
+  void collect() {
+    const StepSums sums = trainer_.take_sums();
+    if (sums.steps == 0) return;
     window_.add(sums);
     last_ = sums;
     // A mean over the last 20 steps or so; dividing by the weight corrects for the start at 0.
     constexpr double kKeep = 0.95;
-    loss_sum_ = kKeep * loss_sum_ + sums.loss;
-    loss_weight_ = kKeep * loss_weight_ + 1;
-
-    const TrainConfig& t = config_.train;
-    const int64_t done = trainer_.steps_done();
-    if (done % t.log_every == 0) log();
-    if (progress.due()) progress.update(progress_line());
-    bool better = false;
-    if (t.eval.every > 0 && done % t.eval.every == 0) better = evaluate();
-    if (t.sample.every > 0 && done % t.sample.every == 0) sample(str("step_", done, ".txt").c_str());
-    const bool by_time = t.checkpoint.minutes > 0 && seconds_since(last_save_) > 60 * t.checkpoint.minutes;
-    if (better || by_time || (t.checkpoint.every > 0 && done % t.checkpoint.every == 0)) save();
+    const auto n = static_cast<double>(sums.steps);
+    const double kept = std::pow(kKeep, n), taken = (1 - kept) / (1 - kKeep);
+    loss_sum_ = kept * loss_sum_ + taken * sums.loss / n;
+    loss_weight_ = kept * loss_weight_ + taken;
   }
 
   double tokens_per_second() const {
@@ -341,11 +359,12 @@ class Run {
                               static_cast<long long>(config_.train.steps), 100 * share, duration_text(eta).c_str());
     const double loss = loss_weight_ > 0 ? loss_sum_ / loss_weight_ : 0;
     line += format(" | loss %.3f bpc %.3f", loss, bits(loss, characters_per_token_));
-    line += format(" | lr %.1e gnorm %.2f", learning_rate_, last_.gradient_norm);
+    const auto steps = static_cast<double>(std::max<int64_t>(last_.steps, 1));
+    line += format(" | lr %.1e gnorm %.2f", learning_rate_, last_.gradient_norm / steps);
     if (config_.model.moe_layers() > 0) {
-      line +=
-          format(" bal %.4f | imb %.2f dead %lld H %.2f", last_.balance, routing::load_imbalance(last_.routing.counts),
-                 static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
+      line += format(" bal %.4f | imb %.2f dead %lld H %.2f", last_.balance / steps,
+                     routing::load_imbalance(last_.routing.counts),
+                     static_cast<long long>(routing::dead_experts(last_.routing.counts)), last_.routing.mean_entropy());
     }
     line += format(" | %.1fk tok/s %.0f%% peak %s", tokens_per_second() / 1000, 100 * peak_share(),
                    human_bytes(memory_now_bytes()).c_str());
@@ -488,7 +507,11 @@ class Run {
          {{"path", data_.texts() ? config_.data.path : config_.data.instruct.train},
           {"tokenizer_hash", format("%016llx", static_cast<unsigned long long>(data_.tokenizer->hash()))},
           {"train_tokens", data_.train_tokens()}}},
-        {"machine", {{"cpu", cpu_model()}, {"threads", at::get_num_threads()}, {"peak_flops", peak_}}}};
+        {"machine",
+         {{"device", config_.train.device},
+          {"cpu", cpu_model()},
+          {"threads", at::get_num_threads()},
+          {"peak_flops", peak_}}}};
     write_file_atomic(out_ / "summary.json", json_text(summary, 2) + "\n");
   }
 

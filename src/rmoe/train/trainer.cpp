@@ -7,6 +7,7 @@
 #include "rmoe/base/error.h"
 #include "rmoe/base/rng.h"
 #include "rmoe/io/safetensors.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/linear_cross_entropy.h"
 #include "rmoe/ops/region.h"
 #include "rmoe/ops/runtime.h"
@@ -114,7 +115,8 @@ Trainer::Trainer(const RunConfig& config)
 
 Trainer::Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens, Batcher batcher)
     : config_(config),
-      params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat),
+      device_(device_named(config.train.device)),
+      params_(mix(static_cast<uint64_t>(config.train.seed), kInitStream, 0), at::kFloat, device_),
       model_(make_model(config.model, params_)),
       frozen_(freeze(params_, model_->routing(), config.train.freeze)),
       optimizer_(params_, config.train.optimizer),
@@ -249,7 +251,7 @@ Trainer::Shares Trainer::shares() const {
   return {.loss = divided(std::move(targets)), .balance = divided(std::move(valid))};
 }
 
-StepSums Trainer::step() {
+void Trainer::advance() {
   const int64_t accumulate = config_.train.accumulate;
   const Shares shares = this->shares();
   routing::Pipeline& routing = model_->routing();
@@ -260,8 +262,7 @@ StepSums Trainer::step() {
   const int64_t every = config_.train.gradient_sources_every;
   const bool by_source = every > 0 && (steps_ + 1) % every == 0;
   std::vector<Tensor> of_balance;  // by parameter of the routers
-  StepSums sums;
-  sums.steps = 1;
+  Tensor sums;                     // fp64 [2]: loss and balance
   for (int64_t micro = 0; micro < accumulate; ++micro) {
     const double share = shares.loss[static_cast<size_t>(micro)];
     const double balance_share = shares.balance[static_cast<size_t>(micro)];
@@ -276,17 +277,23 @@ StepSums Trainer::step() {
     memory = std::move(result.memory);
     region.emplace("loss");
     const Linear head = model_->head();
-    const Tensor loss =
-        linear_cross_entropy(result.hidden_TD, head.weight_OI, head.bias_O, tokens.targets, {.scale = share}).loss;
+    const Tensor loss = linear_cross_entropy(result.hidden_TD, head.weight_OI, head.bias_O, tokens.targets.to(device_),
+                                             {.scale = share})
+                            .loss;
     const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
     activation_bytes_ = tensor_bytes() - bytes_before;
-    sums.loss += loss.item<double>();
-    sums.balance += balance.item<double>() * balance_share;
+    {
+      const at::NoGradGuard no_grad;
+      const Tensor both = at::stack({loss.to(at::kDouble), balance.to(device_, at::kDouble) * balance_share});
+      sums = sums.defined() ? sums + both : both;
+    }
     region.emplace("statistics");
-    if (config_.train.routing_stats) sums.routing.add(result.trace);
+    if (config_.train.routing_stats) routing_.add(result.trace);
     statistics.add(routing.statistics(result.trace));
     if (watch) watch(result.trace, tokens.inputs.flatten(), positions(micro));
-    if (!std::isfinite(sums.loss + sums.balance)) break;
+    if (device_.is_cpu() && !sums.isfinite().all().item<bool>()) {
+      diverged(steps_ + 1, sums.sum().item<double>(), 0);
+    }
     if (by_source) {
       region.emplace("gradient by source");
       const std::vector<Tensor> gradients = router_gradients(balance * balance_share);
@@ -299,21 +306,16 @@ StepSums Trainer::step() {
     region.emplace("backward");
     (loss + balance * balance_share).backward();
   }
-  const bool finite = std::isfinite(sums.loss + sums.balance);
-  if (finite) {
+  Tensor norm;
+  {
     const Region region("gradient norm");
-    sums.gradient_norm = optimizer_.gradient_norm();
+    norm = optimizer_.gradient_norm().to(device_);
   }
-  if (!finite || !std::isfinite(sums.gradient_norm)) {
-    throw Error(Exit::kDiverged,
-                str("train: step ", steps_ + 1, ": the ", finite ? "gradient norm" : "loss", " is ",
-                    finite ? sums.gradient_norm : sums.loss + sums.balance, "; no checkpoint was touched"),
-                "lower train.optimizer.lr, lengthen train.schedule.warmup or set train.optimizer.clip");
-  }
-  if (by_source) sums.gradients = gradient_sources(of_balance);
+  add_sums(sums, norm);
+  if (by_source) pending_.gradients.add(gradient_sources(of_balance));
   {
     const Region region("optimizer");
-    optimizer_.step(learning_rate(), sums.gradient_norm);
+    optimizer_.step(learning_rate(), norm);
     optimizer_.zero_gradients();
   }
   ++steps_;
@@ -321,7 +323,44 @@ StepSums Trainer::step() {
   for (const Tensor& buffer : frozen_.buffers) kept.push_back(buffer.clone());
   routing.update(statistics, {.step = steps_, .steps = config_.train.steps});
   for (size_t i = 0; i < kept.size(); ++i) frozen_.buffers[i].copy_(kept[i]);
+}
+
+void Trainer::add_sums(const Tensor& sums, const Tensor& norm) {
+  const at::NoGradGuard no_grad;
+  const Tensor step = at::cat({sums, norm.reshape({1})}), finite = step.isfinite().all();
+  if (device_.is_cpu() && !finite.item<bool>()) {
+    diverged(steps_ + 1, sums.sum().item<double>(), norm.item<double>());
+  }
+  ++pending_.steps;
+  totals_ = totals_.defined() ? totals_ + step : step;
+  if (device_.is_cpu()) return;
+  const Tensor here = at::stack({at::full_like(norm, steps_ + 1), sums.sum(), norm});
+  const Tensor so_far = failed_.defined() ? failed_ : at::zeros_like(here);
+  failed_ = at::where(so_far[0].gt(0).logical_or(finite), so_far, here);
+}
+
+StepSums Trainer::take_sums() {
+  StepSums sums = std::exchange(pending_, {});
+  sums.routing = routing_.take();
+  if (failed_.defined()) {
+    const Tensor failed = std::exchange(failed_, {}).cpu();
+    const auto* value = failed.const_data_ptr<double>();
+    if (value[0] > 0) diverged(static_cast<int64_t>(value[0]), value[1], value[2]);
+  }
+  if (totals_.defined()) {
+    const Tensor totals = std::exchange(totals_, {}).cpu();
+    const auto* value = totals.const_data_ptr<double>();
+    sums.loss = value[0], sums.balance = value[1], sums.gradient_norm = value[2];
+  }
   return sums;
+}
+
+void Trainer::diverged(int64_t step, double loss, double norm) const {
+  const bool finite = std::isfinite(loss);
+  throw Error(Exit::kDiverged,
+              str("train: step ", step, ": the ", finite ? "gradient norm" : "loss", " is ", finite ? norm : loss,
+                  "; no checkpoint was touched"),
+              "lower train.optimizer.lr, lengthen train.schedule.warmup or set train.optimizer.clip");
 }
 
 namespace {
@@ -371,7 +410,7 @@ void Trainer::load(const std::filesystem::path& checkpoint_dir, int64_t step) {
     for (size_t layer = 0; layer < memories_[micro].layers.size(); ++layer) {
       const auto found = tensors.find(memory_name(micro, layer));
       RMOE_CHECK(found != tensors.end(), memory_file.string(), ": tensor ", memory_name(micro, layer), " is missing");
-      memories_[micro].layers[layer].hidden_BSD = found->second;
+      memories_[micro].layers[layer].hidden_BSD = found->second.to(device_);
     }
   }
 }

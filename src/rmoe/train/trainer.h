@@ -46,9 +46,17 @@ class Trainer {
   // On random tokens, to measure what training costs.
   explicit Trainer(const RunConfig& config);
 
-  // One optimizer step. Throws Error(kDiverged) naming the step when the loss or a gradient is not finite, before any
-  // weight is changed. `StepSums::steps` of the result is 1.
-  StepSums step();
+  // One optimizer step; on a device it is only asked for, and nothing waits for it. Where the loss or a gradient is not
+  // finite no weight changes from that step on, and Error(kDiverged) names the step: here on the CPU, in take_sums() on
+  // a device.
+  void advance();
+  // Sums over the steps since the last call; waits for them.
+  StepSums take_sums();
+  // Both: one step and its sums.
+  StepSums step() {
+    advance();
+    return take_sums();
+  }
 
   int64_t steps_done() const { return steps_; }
   int64_t tokens_done() const { return steps_ * config_.train.batch * config_.train.block; }
@@ -99,6 +107,7 @@ class Trainer {
   void fit_routers();
 
   RunConfig config_;
+  at::Device device_;
   ParamTable params_;
   std::unique_ptr<Model> model_;
   Frozen frozen_;
@@ -109,6 +118,15 @@ class Trainer {
   int64_t steps_ = 0;
   bool started_ = false;  // from other weights, which the routers are fitted with already
   int64_t activation_bytes_ = 0;
+
+  // Of the steps since take_sums(), on the device.
+  // `sums` fp64 [2], loss and balance; `norm` an fp64 scalar.
+  void add_sums(const Tensor& sums, const Tensor& norm);
+  [[noreturn]] void diverged(int64_t step, double loss, double norm) const;
+  StepSums pending_;  // what the host knows of them: how many, and gradients by source
+  Tensor totals_;     // fp64 [3]: loss, balance, gradient norm
+  Tensor failed_;  // fp64 [3]: the first step that was not finite, counted from 1, its loss and gradient norm; 0: none
+  routing::RoutingTotals routing_;
 };
 
 }  // namespace rmoe

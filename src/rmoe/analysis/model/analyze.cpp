@@ -39,8 +39,8 @@ struct PassChunk {
     std::vector<Tensor> ids, probs;
     for (const routing::Routing& r : trace) {
       const int64_t missing = shape.slots - r.ids_TK.size(1);
-      ids.push_back((missing > 0 ? at::constant_pad_nd(r.ids_TK, {0, missing}, -1) : r.ids_TK).to(at::kInt));
-      probs.push_back(r.probs_TN.to(at::kFloat));
+      ids.push_back((missing > 0 ? at::constant_pad_nd(r.ids_TK, {0, missing}, -1) : r.ids_TK).to(at::kCPU, at::kInt));
+      probs.push_back(r.probs_TN.to(at::kCPU, at::kFloat));
     }
     ids_TLK = at::stack(ids, 1);
     probs_TLN = at::stack(probs, 1);
@@ -327,7 +327,7 @@ class Gradients {
   Tensor lm_loss(const ForwardResult& forward, int64_t batch) const {
     const Linear head = run_.model->head();
     return linear_cross_entropy(forward.hidden_TD, head.weight_OI, head.bias_O,
-                                ids(batch).narrow(1, 1, length_).flatten())
+                                ids(batch).narrow(1, 1, length_).flatten().to(forward.hidden_TD.device()))
         .loss;
   }
 
@@ -361,7 +361,7 @@ std::string progress_line(const std::string& name, double done) {
 Json finite(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
 Json analyze_run(const AnalyzeCommand& command, const std::string& path, const std::string& trace) {
-  LoadedRun run = load_run(path, Which::parse(command.checkpoint));
+  LoadedRun run = load_run(path, Which::parse(command.checkpoint), command.device);
   const ModelConfig& config = run.config.model;
   RMOE_CHECK(config.moe_layers() > 0, path, ": has no MoE layer, so no router to look into");
   const Shape shape = shape_of(trace_layout(*run.model, {}), config.moe.top_k);

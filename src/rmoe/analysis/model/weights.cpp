@@ -100,7 +100,7 @@ void put(Json& to, const std::vector<Tensor>& layers) {
 }
 
 Json matrix_json(const Tensor& x_NN) {
-  const Tensor x = x_NN.contiguous();
+  const Tensor x = x_NN.cpu().contiguous();
   const auto* data = x.const_data_ptr<double>();
   Json rows = Json::array();
   for (int64_t i = 0; i < x.size(0); ++i) {

@@ -4,6 +4,7 @@
 
 #include "rmoe/ops/affine.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/device_kernels.h"
 
 namespace rmoe::reference {
 namespace {
@@ -31,6 +32,27 @@ std::tuple<Tensor, Tensor> compute(const Tensor& x, const Tensor& w, const std::
     const int64_t n = std::min(step, tokens - begin);
     const Tensor x_n = x.narrow(0, begin, n), counts_n = counts.narrow(0, begin, n);
     const Tensor target_n = targets.narrow(0, begin, n).masked_fill(counts_n.logical_not(), 0).unsqueeze(1);
+    if (const DeviceCall call(x); call.with_kernels_of(dtype, [&]<class T>(const auto& kernels, T*) {
+          const Tensor logits = at::linear(x_n, weight, bias), ids = targets.narrow(0, begin, n).contiguous();
+          const Tensor loss_n = losses.narrow(0, begin, n), lse = at::empty_like(loss_n);
+          kernels.cross_entropy({.logits = elements_to_write<T>(logits),
+                                 .targets = elements<int64_t>(ids),
+                                 .rows = n,
+                                 .V = V,
+                                 .ignore = ignore_index,
+                                 .z_loss = z_loss,
+                                 .share = gradients ? elements<float>(share) : nullptr,
+                                 .losses = elements_to_write<float>(loss_n),
+                                 .lse = elements_to_write<float>(lse)},
+                                call.stream());
+          loss += (loss_n + z_loss * lse.square() * counts_n).sum() * share;
+          if (!gradients) return;
+          gradients->dx.narrow(0, begin, n).copy_(logits.mm(weight));
+          gradients->dw += logits.t().mm(x_n);
+          if (b) gradients->db += logits.sum(0);
+        })) {
+      continue;
+    }
     Tensor logits = at::linear(x_n, weight, bias).to(precise);
     const Tensor lse = logits.logsumexp(-1);
     const Tensor loss_n = (lse - logits.gather(1, target_n).squeeze(1)).masked_fill(counts_n.logical_not(), 0);

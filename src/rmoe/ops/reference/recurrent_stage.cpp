@@ -1,6 +1,7 @@
 #include "rmoe/ops/reference/recurrent_stage.h"
 
 #include "rmoe/ops/affine.h"
+#include "rmoe/ops/device_kernels.h"
 
 namespace rmoe::reference {
 namespace {
@@ -54,6 +55,33 @@ struct LstmGates {
   }
 };
 
+// The cell's step for a device's kernels, from products of the library's. Keeps what it points to.
+struct KernelStep {
+  KernelStep(std::string_view cell, const Precise& p) {
+    const bool gru = cell == "gru";
+    in = (gru ? at::linear(p.input, p.w_ih, p.b_ih) : p.gates()).contiguous();
+    if (gru) hidden = (p.h ? at::linear(*p.h, p.w_hh, p.b_hh) : p.b_hh).contiguous();
+    if (p.h) h = p.h->contiguous();
+    if (p.c) c = p.c->contiguous();
+    const auto read = [](const Tensor& t) { return t.defined() ? elements<float>(t) : nullptr; };
+    step = {.cell = gru             ? kernels::Cell::kGru
+                    : cell == "rnn" ? kernels::Cell::kRnn
+                                    : kernels::Cell::kLstm,
+            .T = in.size(0),
+            .P = p.w_hh.size(1),
+            .in = read(in),
+            .hidden = read(hidden),
+            .h = read(h),
+            .c = read(c),
+            .new_h = nullptr,
+            .new_c = nullptr};
+  }
+  Tensor state() const { return at::empty({step.T, step.P}, in.options()); }
+
+  Tensor in, hidden, h, c;
+  kernels::CellStep step;
+};
+
 Tensor or_zeros(const OptionalTensor& grad, const Tensor& like) { return grad ? *grad : at::zeros_like(like); }
 
 }  // namespace
@@ -64,6 +92,14 @@ std::tuple<Tensor, Tensor> recurrent_stage(std::string_view cell, const Tensor& 
                                            const Tensor& b_hh) {
   const Precise p(x, h, c, projection, w_ih, w_hh, b_ih, b_hh);
   const Tensor none = at::empty({0}, p.x.options());
+  if (const DeviceCall call(p.x); call && p.x.scalar_type() == at::kFloat) {
+    KernelStep k(cell, p);
+    const Tensor new_h = k.state(), new_c = cell == "lstm" ? k.state() : none;
+    k.step.new_h = elements_to_write<float>(new_h);
+    if (cell == "lstm") k.step.new_c = elements_to_write<float>(new_c);
+    call->cell(k.step, call.stream());
+    return {new_h, new_c};
+  }
   if (cell == "gru") {
     const GruGates v(p);
     return {p.h ? at::lerp(v.n, *p.h, v.z) : v.n - v.z * v.n, none};  // (1 - z) n + z h
@@ -82,7 +118,26 @@ RecurrentGradients recurrent_stage_backward(const OptionalTensor& grad_h, const 
   // A new one for each result: results of an op share no memory.
   const auto none = [&] { return at::empty({0}, p.x.options()); };
   Tensor d_gates, d_hidden, d_h, d_c;  // d_hidden: of what the state adds to the gates
-  if (cell == "gru") {
+  if (const DeviceCall call(p.x); call && p.x.scalar_type() == at::kFloat) {
+    const KernelStep k(cell, p);
+    const bool gru = cell == "gru";
+    d_gates = at::empty_like(k.in);
+    d_hidden = gru ? at::empty_like(k.in) : d_gates;
+    if (gru && p.h) d_h = k.state();
+    if (p.c) d_c = k.state();
+    const Tensor of_h = grad_h ? grad_h->to(at::kFloat).contiguous() : Tensor();
+    const Tensor of_c = grad_c ? grad_c->to(at::kFloat).contiguous() : Tensor();
+    const auto write = [](const Tensor& t) { return t.defined() ? elements_to_write<float>(t) : nullptr; };
+    call->cell_backward({.step = k.step,
+                         .grad_h = of_h.defined() ? elements<float>(of_h) : nullptr,
+                         .grad_c = of_c.defined() ? elements<float>(of_c) : nullptr,
+                         .d_gates = write(d_gates),
+                         .d_hidden = gru ? write(d_hidden) : nullptr,
+                         .d_h = write(d_h),
+                         .d_c = write(d_c)},
+                        call.stream());
+    if (p.h) d_h = gru ? at::addmm(d_h, d_hidden, p.w_hh) : d_hidden.mm(p.w_hh);
+  } else if (cell == "gru") {
     const GruGates v(p);
     const Tensor grad = or_zeros(grad_h, v.n);
     const Tensor d_n = grad * (1 - v.z) * (1 - v.n * v.n);  // before the tanh

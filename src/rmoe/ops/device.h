@@ -1,0 +1,19 @@
+// The devices that models compute on.
+#pragma once
+
+#include <string>
+
+#include "rmoe/ops/torch.h"
+
+namespace rmoe {
+
+// "cpu", "cuda", "cuda:1", or another device type that torch knows and something has registered. For CUDA, loads what a
+// CUDA build of torch has for it (libtorch_cuda.so, beside the torch that this library runs on), which programs that
+// stay on the CPU do without. Error(kBadInput) for a name that is none, and where torch or the machine has no such
+// device.
+at::Device device_named(const std::string& name);
+
+// Waits until all that was asked of the device is done; nothing on the CPU.
+void synchronize(at::Device device);
+
+}  // namespace rmoe
