@@ -23,15 +23,16 @@ namespace rmoe {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::kFarDevice;
 using testing::Mode;
+using testing::test_device;
 using testing::tiny_config;
 
-at::Device far_device() { return device_named(kFarDevice); }
+at::Device far_device() { return device_named(test_device()); }
 
 class FarDevice : public testing::OnFarDevice {};
 
 TEST_F(FarDevice, TheHostCannotTouchItsMemory) {
+  if (!testing::is_far()) GTEST_SKIP() << "of the far device";
   const Tensor x = at::ones({3}, far_device());
   EXPECT_DEATH(std::exit(static_cast<const volatile float*>(x.const_data_ptr())[0] > 0 ? 0 : 0), "");
   testing::take_waits();
@@ -50,6 +51,12 @@ TEST(DeviceNames, AreCheckedWithAHint) {
       EXPECT_NE(std::string(e.what()).find(str("device '", name, "'")), std::string::npos) << e.what();
     }
   }
+}
+
+TEST(DeviceNames, Tf32IsForCuda) {
+  RunConfig config = tiny_config(Family::kLlama, false);
+  config.train.dtype = Precision::kTf32;
+  EXPECT_THROW(Trainer{config}, Error);
 }
 
 TEST_F(FarDevice, DropoutDrawsTheSameMask) {
@@ -110,7 +117,7 @@ class EveryModel : public FarDevice, public ::testing::WithParamInterface<std::t
 
 TEST_P(EveryModel, TrainsAsOnTheCpu) {
   const double tolerance = case_.name == std::string("llama_rnn_bf16") ? 2e-2 : 2e-4;
-  Trainer here(config_of(case_, "cpu")), there(config_of(case_, kFarDevice));
+  Trainer here(config_of(case_, "cpu")), there(config_of(case_, test_device()));
   EXPECT_EQ(there.model().device(), far_device());
   for (int step = 0; step < 4; ++step) {
     const StepSums a = here.step(), b = there.step();
@@ -124,7 +131,8 @@ TEST_P(EveryModel, TrainsAsOnTheCpu) {
 }
 
 TEST_P(EveryModel, AStepNeverWaitsForTheDevice) {
-  Trainer trainer(config_of(case_, kFarDevice));
+  if (!testing::is_far()) GTEST_SKIP() << "the far device counts";
+  Trainer trainer(config_of(case_, test_device()));
   for (int step = 0; step < 2; ++step) trainer.step();
   testing::take_waits();
   for (int step = 0; step < 3; ++step) trainer.advance();
@@ -145,7 +153,7 @@ INSTANTIATE_TEST_SUITE_P(All, EveryModel,
                          case_name);
 
 TEST_F(FarDevice, WhatIsNotFiniteChangesNoWeightAndIsSaidWithItsStep) {
-  Trainer trainer(config_of(kCases[4], kFarDevice));
+  Trainer trainer(config_of(kCases[4], test_device()));
   trainer.step();
   const Tensor weight = trainer.params().all()[0].value;
   const Tensor good = weight.detach().cpu();
@@ -176,13 +184,13 @@ TEST_F(FarDevice, ARunGoesOnOnAnotherDeviceAndIsReadOnAny) {
     config.train.eval.tokens = 200;
     config.train.sample.length = 10;
     const std::string run = (dir.path() / enum_name(family)).string();
-    config.train.device = kFarDevice;
+    config.train.device = test_device();
     train(config, run, Resume::kNever);
     config.train.steps = 6;
     config.train.device = "cpu";
     EXPECT_EQ(train(config, run, Resume::kMust).steps, 6);
     config.train.steps = 8;
-    config.train.device = kFarDevice;
+    config.train.device = test_device();
     EXPECT_EQ(train(config, run, Resume::kMust).steps, 8);
 
     const auto traced = [&](const char* device) {
@@ -192,7 +200,7 @@ TEST_F(FarDevice, ARunGoesOnOnAnotherDeviceAndIsReadOnAny) {
                          .device = device,
                          .trace = {.file = file, .fields = {.tokens = true, .probs = true, .states = true}}};
     };
-    const EvalReport here = run_eval(traced("cpu")), there = run_eval(traced(kFarDevice));
+    const EvalReport here = run_eval(traced("cpu")), there = run_eval(traced(test_device()));
     EXPECT_NEAR(there.nats, here.nats, 1e-3);
     EXPECT_EQ(there.expert_fraction, here.expert_fraction);
     const auto text = [&](const char* device) {
@@ -200,11 +208,11 @@ TEST_F(FarDevice, ARunGoesOnOnAnotherDeviceAndIsReadOnAny) {
                           [](std::string_view) { return true; })
           .text;
     };
-    EXPECT_EQ(text(kFarDevice), text("cpu"));
+    EXPECT_EQ(text(test_device()), text("cpu"));
     const auto analysis = [&](const char* device) {
       return analysis::analyze({.runs = {run}, .tokens = 300, .gradient_batches = 1, .device = device});
     };
-    const Json a = analysis("cpu"), b = analysis(kFarDevice);
+    const Json a = analysis("cpu"), b = analysis(test_device());
     EXPECT_NEAR(b["runs"][0]["loss"].get<double>(), a["runs"][0]["loss"].get<double>(), 1e-4);
     EXPECT_NEAR(b["runs"][0]["gradients"]["whole"].get<double>(), a["runs"][0]["gradients"]["whole"].get<double>(),
                 1e-3);

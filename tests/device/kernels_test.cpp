@@ -48,7 +48,7 @@ class CudaKernels : public testing::OnFarDevice {};
 
 void expect_kernels(const std::string& what, const Function& f, const Tensors& inputs,
                     std::vector<at::ScalarType> dtypes = {at::kFloat, at::kBFloat16}) {
-  const at::Device far = device_named(testing::kFarDevice);
+  const at::Device far = device_named(testing::test_device());
   for (const at::ScalarType dtype : dtypes) {
     Tensors rounded;
     for (const Tensor& input : inputs) rounded.push_back(input.is_floating_point() ? input.to(dtype) : input);
@@ -106,7 +106,7 @@ TEST_F(CudaKernels, Gates) {
                      },
                      inputs, {at::kFloat});
       const testing::ModeScope scope(testing::Mode::kKernels);
-      const at::Device far = device_named(testing::kFarDevice);
+      const at::Device far = device_named(testing::test_device());
       const Gated here = gate(inputs[0].to(at::kFloat), inputs[1].to(at::kFloat), {}, s.K, renormalize);
       const Gated there = gate(inputs[0].to(far, at::kFloat), inputs[1].to(far, at::kFloat), {}, s.K, renormalize);
       EXPECT_TRUE(at::equal(there.ids_TK.cpu(), here.ids_TK)) << name;
@@ -116,7 +116,7 @@ TEST_F(CudaKernels, Gates) {
 }
 
 TEST_F(CudaKernels, EqualProbabilitiesGoToTheLowerExpert) {
-  const at::Device far = device_named(testing::kFarDevice);
+  const at::Device far = device_named(testing::test_device());
   const testing::ModeScope scope(testing::Mode::kKernels);
   const Gated g = gate(at::ones({3, 2}, far), at::zeros({40, 2}, far), {}, 5, false);
   EXPECT_TRUE(at::equal(g.ids_TK.cpu(), at::arange(5, at::kLong).expand({3, 5})));

@@ -1,5 +1,10 @@
-// In which ways a far device computes.
+// The device under test and the ways in which it computes: the far device, or the one that the environment variable
+// RMOE_TEST_DEVICE names, where the kernels are the real ones.
 #pragma once
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string_view>
 
 #include <gtest/gtest.h>
 
@@ -13,18 +18,30 @@ extern "C" const rmoe::kernels::DeviceKernels* rmoe_device_kernels();
 
 namespace rmoe::testing {
 
-// By formulas in ATen; by the kernels of kernels/cuda/ on the host; by those, the threads of a block in another order.
+inline const char* test_device() {
+  const char* name = std::getenv("RMOE_TEST_DEVICE");
+  return name ? name : kFarDevice;
+}
+inline bool is_far() { return std::string_view(test_device()) == kFarDevice; }
+
+// By formulas in ATen; by the kernels of kernels/cuda/; by those once more, on the far device with the threads of a
+// block in another order.
 enum class Mode { kFormulas, kKernels, kKernelsBackward };
 
 class ModeScope {
  public:
   explicit ModeScope(Mode mode) {
-    set_device_kernels(at::kPrivateUse1, mode == Mode::kFormulas ? nullptr : rmoe_device_kernels());
+    const kernels::DeviceKernels* kernels = is_far() ? rmoe_device_kernels() : cuda_kernels();
+    if (!kernels) throw std::runtime_error("no kernels for the device under test");
+    set_device_kernels(kType, mode == Mode::kFormulas ? nullptr : kernels);
     set_turns(mode == Mode::kKernelsBackward ? Turns::kBackward : Turns::kForward);
   }
-  ~ModeScope() { set_device_kernels(at::kPrivateUse1, nullptr); }
+  ~ModeScope() { set_device_kernels(kType, nullptr); }
   ModeScope(const ModeScope&) = delete;
   ModeScope& operator=(const ModeScope&) = delete;
+
+ private:
+  const at::DeviceType kType = is_far() ? at::kPrivateUse1 : at::kCUDA;
 };
 
 // What it is compared with on the CPU are the formulas, too.
@@ -36,7 +53,7 @@ class OnFarDevice : public ::testing::Test {
   }
   void SetUp() override {
 #if defined(__SANITIZE_THREAD__)
-    GTEST_SKIP() << "ThreadSanitizer does not know the fibers that kernels run in";
+    if (is_far()) GTEST_SKIP() << "ThreadSanitizer does not know the fibers that kernels run in";
 #endif
   }
   ~OnFarDevice() override { kernels::set_cpu_isa(isa_); }

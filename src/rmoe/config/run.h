@@ -18,10 +18,11 @@ struct EnumNames<Decay> {
                                     std::pair{Decay::kCosine, "cosine"}};
 };
 
-enum class Precision { kFp32, kBf16 };
+enum class Precision { kFp32, kTf32, kBf16 };
 template <>
 struct EnumNames<Precision> {
-  static constexpr std::array names{std::pair{Precision::kFp32, "fp32"}, std::pair{Precision::kBf16, "bf16"}};
+  static constexpr std::array names{std::pair{Precision::kFp32, "fp32"}, std::pair{Precision::kTf32, "tf32"},
+                                    std::pair{Precision::kBf16, "bf16"}};
 };
 
 enum class Recompute { kNone, kLayer };
@@ -212,7 +213,10 @@ struct TrainConfig {
         Field{"batch", &C::batch, "sequences per step, in all micro-batches together", {.min = 1}},
         Field{"accumulate", &C::accumulate, "micro-batches per step, whose gradients are summed", {.min = 1}},
         Field{"block", &C::block, "tokens per sequence and step", {.min = 1}},
-        Field{"dtype", &C::dtype, "of activations and matrix products; weights, routers and optimizer stay fp32"},
+        Field{
+            "dtype", &C::dtype,
+            "of activations and matrix products; weights, routers and optimizer stay fp32. tf32: fp32 whose products a "
+            "device of CUDA may round to TF32"},
         Field{"recompute", &C::recompute,
               "layer: keep each layer's input only and run it again in backward; less memory, a third more time"},
         Field{"device", &C::device, "what to compute on: cpu, cuda or cuda:NUMBER"},

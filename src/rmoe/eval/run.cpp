@@ -122,7 +122,11 @@ SplitFile find_split(const LoadedRun& run, const std::string& data, const std::s
 }
 
 at::ScalarType compute_in(LoadedRun& run, std::optional<Precision> wish) {
-  if (wish.value_or(run.config.train.dtype) != Precision::kBf16) return at::kFloat;
+  const Precision precision = wish.value_or(run.config.train.dtype);
+  const at::Device device = run.model->device();
+  // What was trained in TF32 is read in fp32 elsewhere.
+  allow_tf32(precision == Precision::kTf32 && device.is_cuda(), device);
+  if (precision != Precision::kBf16) return at::kFloat;
   store_weights_as(run.params, at::kBFloat16);
   return at::kBFloat16;
 }

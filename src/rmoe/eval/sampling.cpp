@@ -2,6 +2,7 @@
 #include "rmoe/eval/sampling.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -21,6 +22,29 @@ bool likelier(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
 }
 
+struct Largest {
+  float value;
+  bool any_nan;
+};
+
+// In several chains of comparisons at once: a vocabulary is as long as a layer's work in decoding.
+Largest largest_of(std::span<const float> logits) {
+  constexpr size_t kChains = 8;
+  std::array<float, kChains> most;
+  most.fill(-std::numeric_limits<float>::infinity());
+  std::array<bool, kChains> nan = {};
+  const auto see = [&](size_t chain, float x) {
+    most[chain] = x > most[chain] ? x : most[chain];
+    nan[chain] |= x != x;
+  };
+  size_t i = 0;
+  for (; i + kChains <= logits.size(); i += kChains) {
+    for (size_t chain = 0; chain < kChains; ++chain) see(chain, logits[i + chain]);
+  }
+  for (; i < logits.size(); ++i) see(0, logits[i]);
+  return {*std::ranges::max_element(most), std::ranges::find(nan, true) != nan.end()};
+}
+
 }  // namespace
 
 void SamplingOptions::validate() const {
@@ -31,18 +55,12 @@ void SamplingOptions::validate() const {
 }
 
 std::vector<Candidate> sampling_candidates(std::span<const float> logits, const SamplingOptions& options) {
-  float largest = -std::numeric_limits<float>::infinity();
-  int64_t best = 0;
-  bool sound = true;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    sound = sound && !std::isnan(logits[i]);
-    if (logits[i] > largest) largest = logits[i], best = static_cast<int64_t>(i);
-  }
-  if (!sound || !std::isfinite(largest)) {
+  const auto [largest, any_nan] = largest_of(logits);
+  if (any_nan || !std::isfinite(largest)) {
     throw Error(Exit::kDiverged,
                 "sampling: the logits are not finite: the weights are damaged or the training diverged");
   }
-  if (options.temperature == 0) return {{best, 1.0}};
+  if (options.temperature == 0) return {{std::ranges::find(logits, largest) - logits.begin(), 1.0}};
 
   std::vector<Candidate> kept;
   kept.reserve(logits.size());

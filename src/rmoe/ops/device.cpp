@@ -42,6 +42,11 @@ at::Device device_named(const std::string& name) {
   return *device;
 }
 
+void allow_tf32(bool allow, at::Device device) {
+  RMOE_CHECK(!allow || device.is_cuda(), "dtype tf32: device '", device.str(), "' has none, expected fp32 or bf16");
+  if (device.is_cuda()) at::globalContext().setAllowTF32CuBLAS(allow);
+}
+
 void synchronize(at::Device device) {
   if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }

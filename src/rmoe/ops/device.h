@@ -13,6 +13,10 @@ namespace rmoe {
 // device.
 at::Device device_named(const std::string& name);
 
+// Whether a device of CUDA rounds the factors of fp32 products to TF32, from now on and in the whole process. Error
+// (kBadInput) where it is asked of another device.
+void allow_tf32(bool allow, at::Device device);
+
 // Waits until all that was asked of the device is done; nothing on the CPU.
 void synchronize(at::Device device);
 

@@ -9,8 +9,12 @@
 
 namespace rmoe {
 
-// What tensors of this type of device are computed with from now on; null: ATen alone.
+// What tensors of this type of device are computed with from now on; null: ATen alone. Until it is said for CUDA, those
+// of cuda_kernels().
 void set_device_kernels(at::DeviceType type, const kernels::DeviceKernels* kernels);
+// Our own kernels for CUDA, loaded from librmoe_cuda.so beside this library; null where it was not built, and where
+// RMOE_DEVICE_KERNELS=0 asks to do without.
+const kernels::DeviceKernels* cuda_kernels();
 
 // A call of kernels on a tensor's device, which is the current one while this lives; false where it has none.
 class DeviceCall {

@@ -123,6 +123,7 @@ Trainer::Trainer(const RunConfig& config, std::optional<data::TokenFile> tokens,
       tokens_(std::move(tokens)),
       batcher_(std::move(batcher)),
       memories_(static_cast<size_t>(config.train.accumulate)) {
+  allow_tf32(config.train.dtype == Precision::kTf32, device_);
   if (!config.train.balance_frozen) model_->routing().set_frozen(frozen_.routers);
 }
 

@@ -29,6 +29,7 @@ __global__ void rows_kernel(CrossEntropyRows<T> p) {
   // A thread without a column has no largest.
   const float lse = all + logf(block_sum(largest == -INFINITY ? sum : sum * expf(largest - all)));
   const bool counts = target != p.ignore;
+  assert(!counts || (target >= 0 && target < p.V));
   // Whoever reads the target's logit does so before it is overwritten.
   const float at_target = counts ? value(target) : 0;
   __syncthreads();

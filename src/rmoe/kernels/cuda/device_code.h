@@ -4,10 +4,25 @@
 
 #if !defined(RMOE_CUDA_ON_HOST)
 #include <cuda_runtime.h>
-#define RMOE_LAUNCH(kernel, blocks, threads, stream, ...) \
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__)
+
+#include <stdexcept>
+#include <string>
+
+namespace rmoe::kernels::cuda {
+// A kernel that cannot be started is an error here; what goes wrong while it runs is one of whoever waits for it.
+inline void check_start(const char* kernel) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+}
+}  // namespace rmoe::kernels::cuda
+
+// blocks of `threads` threads.
+#define RMOE_LAUNCH(kernel, blocks, threads, stream, ...)                                                             \
+  (kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__), \
+   ::rmoe::kernels::cuda::check_start(#kernel))
 #endif
 
+#include <cassert>
 #include <cstdint>
 
 #include "rmoe/kernels/device.h"
