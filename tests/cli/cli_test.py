@@ -593,7 +593,7 @@ class Config(Case):
             ("[model]\nlayers = 2.5\n", "wrong.toml:2:1: model.layers is 2.5, expected an integer"),
             ("[train.optimizer]\nlr = nan\n", "wrong.toml:2:1: train.optimizer.lr is nan, expected a finite number"),
             ("[train]\n\ndtype = \"bf61\"\n",
-             "wrong.toml:3:1: train.dtype is the string 'bf61', expected one of fp32, bf16"),
+             "wrong.toml:3:1: train.dtype is the string 'bf61', expected one of fp32, tf32, bf16"),
             ("model = 3\n", "wrong.toml:1:1: model is 3, expected a section"),
             ("[model.moe.router]\nkind = \"liner\"\n", "did you mean 'linear'?"),
             ("[model]\nlayers = 2\nlayers = 3\n", "wrong.toml:3:"),
