@@ -75,7 +75,7 @@ class Program:
     first_step_s: float = 0.0
     best_s: float = float("inf")
     medians_s: list[float] = field(default_factory=list)
-    peak_rss_bytes: int = 0
+    peak_memory_bytes: int = 0
     ratio: float = 0.0  # time over the time of ours in the same heat
     failure: str = ""
     units: float = 1  # that a round's times are for: decoding counts tokens
@@ -102,7 +102,7 @@ class Program:
             self.first_step_s = answer.get("first_s", answer.get("warmup_s", 0.0))
             if answer.get("workload") == "decode":
                 self.units = answer["tokens"]
-            self.peak_rss_bytes = answer.get("peak_rss_bytes", 0)
+            self.peak_memory_bytes = answer.get("peak_memory_bytes", 0)
         else:
             self.stop()
             reader.join(1)
@@ -122,7 +122,7 @@ class Program:
         best = answer["best_s"] / self.units
         self.best_s = min(self.best_s, best)
         self.medians_s.append(answer["median_s"] / self.units)
-        self.peak_rss_bytes = max(self.peak_rss_bytes, answer.get("peak_rss_bytes", 0))
+        self.peak_memory_bytes = max(self.peak_memory_bytes, answer.get("peak_memory_bytes", 0))
         return best
 
     def _read(self, timeout_s: float) -> dict | None:
@@ -299,13 +299,13 @@ def rows(all_results: dict[tuple[str, str], dict[str, Program]]) -> Iterator[Row
                           OVERHEAD_TIME[workload], True, "")
             if workload in TRAINING:
                 yield Row(f"{workload} {dtype}: peak memory of RMoE over SMoE",
-                          rmoe.peak_rss_bytes / smoe.peak_rss_bytes, OVERHEAD_MEMORY, True, "")
+                          rmoe.peak_memory_bytes / smoe.peak_memory_bytes, OVERHEAD_MEMORY, True, "")
         if workload == "step" and rmoe and not rmoe.failure:
             rivals = [p for p in results.values() if p.variant != "rmoe" and not p.failure]
             if rivals:
-                rival = min(rivals, key=lambda p: p.peak_rss_bytes)
+                rival = min(rivals, key=lambda p: p.peak_memory_bytes)
                 yield Row(f"{workload} {dtype}: peak memory over the least of the peers",
-                          rmoe.peak_rss_bytes / rival.peak_rss_bytes, PEAK_MEMORY_OVER_PEERS, True, rival.label)
+                          rmoe.peak_memory_bytes / rival.peak_memory_bytes, PEAK_MEMORY_OVER_PEERS, True, rival.label)
             yield Row(f"{workload} {dtype}: first step, s", rmoe.first_step_s, FIRST_STEP_S, True, "")
 
 
@@ -318,7 +318,7 @@ def print_results(workload: str, dtype: str, results: dict[str, Program]) -> Non
         median = sorted(program.medians_s)[len(program.medians_s) // 2]
         ratio = f"{program.ratio:.2f}" if program.ratio else "-"
         print(f"{program.label:32}{program.best_s * 1e3:10.2f}{median * 1e3:11.2f}{done / program.best_s:10.0f}"
-              f"{program.peak_rss_bytes / 2**20:10.0f}{program.first_step_s:9.2f}{ratio:>11}")
+              f"{program.peak_memory_bytes / 2**20:10.0f}{program.first_step_s:9.2f}{ratio:>11}")
     sys.stdout.flush()
 
 

@@ -2,8 +2,8 @@
 
     python bench/peers/peer.py step --dtype bf16 --router rmoe --variant grouped --threads 2
 
-Builds the model, warms up, prints {"ready": true, "first_s", "warmup_s", "peak_rss_bytes"}; then one round for
-every line on standard input, answered by {"best_s", "median_s", "peak_rss_bytes"}: seconds per iteration, for `decode`
+Builds the model, warms up, prints {"ready": true, "first_s", "warmup_s", "peak_memory_bytes"}; then one round for
+every line on standard input, answered by {"best_s", "median_s", "peak_memory_bytes"}: seconds per iteration, for `decode`
 per token. The end of the input ends it. A peer that cannot run prints {"ready": false, "reason"} and exits with 3.
 """
 
@@ -241,11 +241,11 @@ def main() -> int:
         say(ready=False, reason=str(reason), **note)
         return 3
     warm = min(clock(peer.iterate) for _ in range(max(args.warmup, 1)))
-    say(ready=True, first_s=first, warmup_s=time.perf_counter() - begin, peak_rss_bytes=peak_rss(), **note)
+    say(ready=True, first_s=first, warmup_s=time.perf_counter() - begin, peak_memory_bytes=peak_rss(), **note)
     count = max(2, math.ceil(args.round_s / warm))
     for _ in sys.stdin:
         times = [clock(peer.iterate) / peer.per for _ in range(count)]
-        say(best_s=min(times), median_s=statistics.median(times), peak_rss_bytes=peak_rss())
+        say(best_s=min(times), median_s=statistics.median(times), peak_memory_bytes=peak_rss())
     return 0
 
 

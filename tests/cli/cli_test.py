@@ -522,7 +522,7 @@ class Bench(Case):
                 variants = {variant["name"]: variant for variant in report["variants"]}
                 self.assertEqual(list(variants), ["ours", "smoe", "plain"])
                 for variant in variants.values():
-                    for key in ("first_s", "tokens_per_s", "flops_per_s", "peak_share", "peak_rss_bytes"):
+                    for key in ("first_s", "tokens_per_s", "flops_per_s", "peak_share", "peak_memory_bytes"):
                         self.assertGreater(variant[key], 0, key)
                     self.assertEqual(variant["weight_bytes"] > 0, workload == "decode")
                 best = {name: variant["times"]["best_s"] for name, variant in variants.items()}
@@ -553,12 +553,12 @@ class Bench(Case):
         result = self.succeeds("bench", "step", "tiny.toml", "--serve", "--quick", stdin=b"\n" * 3)
         ready, *rounds = [json.loads(line) for line in result.out.splitlines()]
         self.assertIs(ready["ready"], True)
-        self.assertLessEqual({"warmup_s", "first_s", "peak_rss_bytes", "isa", "threads", "tokens", "flops"}, set(ready))
+        self.assertLessEqual({"warmup_s", "first_s", "peak_memory_bytes", "isa", "threads", "tokens", "flops"}, set(ready))
         self.assertEqual(len(rounds), 3)
         for done in rounds:
             self.assertGreaterEqual(done["median_s"], done["best_s"])
             self.assertGreater(done["tokens_per_s"], 0)
-            self.assertGreater(done["peak_rss_bytes"], 0)
+            self.assertGreater(done["peak_memory_bytes"], 0)
         self.assertEqual(self.succeeds("bench", "layer", "tiny.toml", "--serve", "--quick").out.count("\n"), 1)
 
     def test_what_does_not_fit_is_refused_before_anything_is_measured(self):

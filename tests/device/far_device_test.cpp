@@ -12,6 +12,7 @@
 #include "rmoe/ops/dropout.h"
 #include "rmoe/ops/gate.h"
 #include "rmoe/ops/tensor_file.h"
+#include "rmoe/train/plan.h"
 #include "rmoe/train/run.h"
 #include "rmoe/train/trainer.h"
 #include "tests/device/modes.h"
@@ -38,6 +39,22 @@ TEST_F(FarDevice, TheHostCannotTouchItsMemory) {
   testing::take_waits();
   EXPECT_EQ((x + 1).sum().item<float>(), 6);
   EXPECT_EQ(testing::take_waits(), 1);
+}
+
+TEST_F(FarDevice, ItsMemoryIsCountedAndPlanned) {
+  const at::Device device = far_device();
+  constexpr int64_t kBytes = 4 << 20;
+  const int64_t before = tensor_bytes(device);
+  const Tensor x = at::empty({kBytes / 4}, at::TensorOptions(device).dtype(at::kFloat));
+  EXPECT_EQ(tensor_bytes(device) - before, kBytes);
+  EXPECT_GE(memory_peak_bytes(device), before + kBytes);
+  RunConfig config = tiny_config(Family::kSpan, true);
+  config.train.device = test_device();
+  const TrainPlan plan = plan_training(config);
+  EXPECT_GT(plan.activation_bytes, 0);
+  EXPECT_GT(plan.peak_bytes,
+            plan.parameter_bytes + plan.gradient_bytes + plan.optimizer_bytes + *plan.activation_bytes);
+  EXPECT_GE(plan.machine_bytes, *plan.peak_bytes);
 }
 
 TEST(DeviceNames, AreCheckedWithAHint) {

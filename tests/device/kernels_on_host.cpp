@@ -7,4 +7,5 @@
 #include "rmoe/kernels/cuda/gate.cu"
 #include "rmoe/kernels/cuda/norm.cu"
 #include "rmoe/kernels/cuda/sort.cu"
+#include "rmoe/kernels/cuda/span_attention.cu"
 #include "rmoe/kernels/cuda/table.cu"

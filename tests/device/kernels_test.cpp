@@ -11,6 +11,7 @@
 #include "rmoe/ops/linear_cross_entropy.h"
 #include "rmoe/ops/norm.h"
 #include "rmoe/ops/recurrent_stage.h"
+#include "rmoe/ops/span_attention.h"
 #include "tests/device/modes.h"
 #include "tests/support/accuracy.h"
 #include "tests/support/gradcheck.h"
@@ -205,6 +206,44 @@ TEST_F(CudaKernels, LinearCrossEntropy) {
           inputs);
     }
   }
+}
+
+TEST_F(CudaKernels, SpanAttention) {
+  struct Size {
+    int64_t B, H, M, S, C;
+  };
+  // Less than a tile, more than one, tiles that end inside; every width that there is code for, and one too wide.
+  for (const Size& s : {Size{2, 2, 5, 3, 4},
+                        {1, 1, 1, 1, 1},
+                        {1, 1, 70, 130, 44},
+                        {2, 1, 130, 20, 20},
+                        {1, 1, 64, 64, 64},
+                        {1, 1, 66, 65, 90},
+                        {1, 1, 7, 150, 128},
+                        {1, 1, 9, 8, 130}}) {
+    for (const double p : {0.0, 0.3}) {
+      const auto heads = [&](int64_t positions, uint64_t seed) { return randn({s.B, s.H, positions, s.C}, seed); };
+      expect_kernels(
+          str("span_attention ", s.M, " ", s.S, " ", s.C, p > 0 ? ", dropout" : ""),
+          [p](const Tensors& t) { return Tensors{span_attention(t[0], t[1], t[2], t[3], p, DropoutKey{5})}; },
+          {heads(s.M, 1), heads(s.S + s.M, 2), heads(s.S + s.M, 3), randn({s.C, s.S}, 4)});
+    }
+  }
+}
+
+// As the model has them: heads side by side in a row, a bias of fp32.
+TEST_F(CudaKernels, SpanAttentionOfHeadsSideBySide) {
+  const at::Device far = device_named(testing::test_device());
+  const auto heads = [](const Tensor& rows) { return rows.unflatten(-1, {3, 8}).transpose(1, 2); };
+  const Tensor q = randn({2, 9, 24}, 1).to(at::kBFloat16), kv = randn({2, 14, 48}, 2).to(at::kBFloat16);
+  const Tensor key_pe = randn({8, 5}, 3).to(at::kFloat);
+  const auto outputs = [&](at::Device device) {
+    const auto both = kv.to(device).chunk(2, -1);
+    return span_attention(heads(q.to(device)), heads(both[0]), heads(both[1]), key_pe.to(device), 0, {}).cpu();
+  };
+  const Tensor plain = outputs(at::kCPU);
+  const testing::ModeScope scope(testing::Mode::kKernels);
+  EXPECT_LE((outputs(far) - plain).abs().max().item<float>(), 0.02);
 }
 
 TEST_F(CudaKernels, CausalAttentionByTheLibrary) {

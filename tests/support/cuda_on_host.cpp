@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -45,7 +46,8 @@ struct Fiber {
 // The threads of a block, which run the blocks of all launches one after the other.
 class Block {
  public:
-  explicit Block(int64_t threads) : fibers_(threads), words_(threads), warps_((threads + kWarp - 1) / kWarp) {
+  explicit Block(int64_t threads)
+      : fibers_(threads), words_(threads), operands_(threads), warps_((threads + kWarp - 1) / kWarp) {
     for (Fiber& fiber : fibers_) {
       fiber.stack = std::make_unique<std::byte[]>(kStack);
       ::getcontext(&fiber.context);
@@ -55,8 +57,10 @@ class Block {
     }
   }
 
-  void run(int64_t block, int64_t blocks, const std::function<void()>& kernel);
+  void run(int64_t block, int64_t blocks, size_t shared, const std::function<void()>& kernel);
+  unsigned char* shared() { return shared_.data(); }
   void wait_for_all() { wait(all_); }
+  void wait_for_warp() { wait(warps_[running_ / kWarp]); }
   uint64_t exchange(uint64_t word, int lane_mask) {
     Barrier& warp = warps_[running_ / kWarp];
     words_[running_] = word;
@@ -65,6 +69,7 @@ class Block {
     wait(warp);  // before anybody hands over the next
     return other;
   }
+  void multiply(float* d, const uint32_t* a, const uint32_t* b);
 
  private:
   static void work();
@@ -86,6 +91,8 @@ class Block {
 
   std::vector<Fiber> fibers_;
   std::vector<uint64_t> words_;
+  std::vector<std::array<uint32_t, 6>> operands_;  // of each thread: a and b of its product
+  std::vector<unsigned char> shared_;
   Barrier all_;
   std::vector<Barrier> warps_;
   jmp_buf scheduler_;
@@ -104,8 +111,30 @@ void Block::work() {
   }
 }
 
-void Block::run(int64_t block, int64_t blocks, const std::function<void()>& kernel) {
+// The lower or the higher one of two.
+float bf16_of(uint32_t pair, size_t which) { return __uint_as_float(pair >> 16 * which << 16); }
+
+void Block::multiply(float* d, const uint32_t* a, const uint32_t* b) {
+  const size_t own = running_, warp = own / kWarp * kWarp, lane = own % kWarp;
+  operands_[own] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  wait_for_warp();
+  for (size_t i = 0; i < 4; ++i) {
+    const size_t row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (size_t k = 0; k < 16; ++k) {
+      const size_t pair = k % 8 / 2, high = k / 8;
+      const uint32_t left = operands_[warp + row % 8 * 4 + pair][row / 8 + 2 * high];
+      const uint32_t right = operands_[warp + column * 4 + pair][4 + high];
+      sum += bf16_of(left, k % 2) * bf16_of(right, k % 2);
+    }
+    d[i] += sum;
+  }
+  wait_for_warp();  // before anybody hands over the next
+}
+
+void Block::run(int64_t block, int64_t blocks, size_t shared, const std::function<void()>& kernel) {
   kernel_ = &kernel;
+  shared_.assign(shared, 0xff);
   all_ = {.members = std::ssize(fibers_)};
   for (size_t w = 0; w < warps_.size(); ++w) {
     warps_[w] = {.members = std::min<int64_t>(kWarp, std::ssize(fibers_) - static_cast<int64_t>(w) * kWarp)};
@@ -139,9 +168,12 @@ void Block::run(int64_t block, int64_t blocks, const std::function<void()>& kern
 void set_turns(Turns t) { turns = t; }
 
 void wait_for_block() { current->wait_for_all(); }
+void wait_for_warp() { current->wait_for_warp(); }
 uint64_t exchange_in_warp(uint64_t word, int lane_mask) { return current->exchange(word, lane_mask); }
+void multiply_in_warp(float* d, const uint32_t* a, const uint32_t* b) { current->multiply(d, a, b); }
+unsigned char* dynamic_shared_memory() { return current->shared(); }
 
-void run_kernel(int64_t blocks, int64_t threads, const std::function<void()>& kernel) {
+void run_kernel(int64_t blocks, int64_t threads, size_t shared, const std::function<void()>& kernel) {
   static std::mutex one_at_a_time;  // as on one stream
   const std::lock_guard lock(one_at_a_time);
   static std::map<int64_t, std::unique_ptr<Block>> of_size;
@@ -149,7 +181,7 @@ void run_kernel(int64_t blocks, int64_t threads, const std::function<void()>& ke
   if (!block) block = std::make_unique<Block>(threads);
   current = block.get();
   const DeviceAtWork at_work;
-  for (int64_t i = 0; i < blocks; ++i) block->run(i, blocks, kernel);
+  for (int64_t i = 0; i < blocks; ++i) block->run(i, blocks, shared, kernel);
 }
 
 }  // namespace rmoe::testing

@@ -17,6 +17,7 @@
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include "rmoe/base/error.h"
@@ -38,7 +39,7 @@ void count_wait(const std::string& op) {
 }
 
 // Memory with two addresses: the device's, which nobody may touch, and the host's.
-class FarAllocator : public c10::Allocator {
+class FarAllocator : public c10::DeviceAllocator {
  public:
   at::DataPtr allocate(size_t bytes) override {
     const at::Device device(kType, 0);
@@ -56,10 +57,24 @@ class FarAllocator : public c10::Allocator {
       free.pop_back();
     }
     sizes_[block] = size;
+    stat_.increase(size);
     return {block, block, &release, device};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(near(to), near(from), bytes); }
+
+  bool initialized() override { return true; }
+  void emptyCache(c10::MempoolId_t) override {}
+  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
+    const std::lock_guard lock(mutex_);
+    c10::CachingDeviceAllocator::DeviceStats stats;
+    stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)] = stat_;
+    return stats;
+  }
+  void resetAccumulatedStats(c10::DeviceIndex) override {}
+  void resetPeakStats(c10::DeviceIndex) override {}
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex) override { return {kBytes, kBytes}; }
 
   void* near(const void* far) const { return near_ + (static_cast<const std::byte*>(far) - far_); }
 
@@ -97,11 +112,13 @@ class FarAllocator : public c10::Allocator {
     auto* block = static_cast<std::byte*>(far);
     const auto size = self.sizes_.find(block);
     self.free_[size->second].push_back(block);
+    self.stat_.decrease(size->second);
     self.sizes_.erase(size);
   }
 
   std::mutex mutex_;
   std::byte *near_, *far_, *next_;
+  c10::CachingAllocator::Stat stat_;                // of what is given out
   std::map<std::byte*, size_t> sizes_;              // of what is given out
   std::map<size_t, std::vector<std::byte*>> free_;  // by size
   int at_work_ = 0;
@@ -219,6 +236,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 [[maybe_unused]] const bool named = [] {
   c10::register_privateuse1_backend(kFarDevice);
   at::RegisterPrivateUse1HooksInterface(new Hooks);
+  c10::SetAllocator(kType, &FarAllocator::instance());
   return true;
 }();
 

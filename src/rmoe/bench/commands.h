@@ -94,7 +94,7 @@ struct VariantRow {
   double first = 0;  // the first iteration after the start, with everything that is set up once
   double tokens = 0, flops = 0, bytes = 0;  // of one iteration; bytes of weights read, decode only
   double page_faults = 0;                   // of one iteration, in the median
-  int64_t peak_memory = 0;                  // bytes, of the process
+  int64_t peak_memory = 0;                  // bytes, of the process, or on a device of tensors
 };
 struct WorkloadReport {
   Machine machine;
@@ -114,8 +114,8 @@ WorkloadReport bench_workload(const WorkloadCommand& command, const std::string&
 
 // Is such a process: sets up, writes a line of JSON, and for every line of `in` runs one round and writes another.
 //   {"ready": true, "workload", "isa", "threads", "setup_s", "first_s", "warmup_s", "params", "tokens", "flops",
-//    "bytes", "peak_rss_bytes"}
-//   {"best_s", "median_s", "seconds": [...], "page_faults", "tokens_per_s", "peak_rss_bytes"}
+//    "bytes", "peak_memory_bytes"}
+//   {"best_s", "median_s", "seconds": [...], "page_faults", "tokens_per_s", "peak_memory_bytes"}
 void serve(const WorkloadCommand& command, std::istream& in, std::ostream& out);
 
 struct ProfileReport {

@@ -125,7 +125,7 @@ Json WorkloadReport::json() const {
                     {"weight_bytes_per_s", v.bytes / best},
                     {"memory_share", v.bytes / best / machine.read_bytes},
                     {"page_faults", v.page_faults},
-                    {"peak_rss_bytes", v.peak_memory}});
+                    {"peak_memory_bytes", v.peak_memory}});
   }
   Json out{
       {"workload", workload_name(kind)}, {"config", config_name},       {"dtype", enum_name(dtype)}, {"params", params},

@@ -7,6 +7,7 @@
 #include "rmoe/base/process.h"
 #include "rmoe/bench/workload.h"
 #include "rmoe/kernels/cpu/isa.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/runtime.h"
 
 namespace rmoe::bench {
@@ -15,7 +16,7 @@ namespace {
 // Iterations of a round: as many as fit into this long.
 double round_seconds(const BenchOptions& options) { return options.quick ? 0 : 0.5; }
 
-Json round(Workload& workload, const BenchOptions& options) {
+Json round(Workload& workload, at::Device device, const BenchOptions& options) {
   const int64_t faults = page_faults();
   std::vector<double> seconds;
   for (double sum = 0; seconds.empty() || sum < round_seconds(options); sum += seconds.back()) {
@@ -26,7 +27,7 @@ Json round(Workload& workload, const BenchOptions& options) {
           {"median_s", times.median},
           {"seconds", seconds},
           {"page_faults", static_cast<double>(page_faults() - faults) / static_cast<double>(times.count)},
-          {"peak_rss_bytes", memory_peak_bytes()}};
+          {"peak_memory_bytes", memory_peak_bytes(device)}};
 }
 
 }  // namespace
@@ -38,6 +39,7 @@ void serve(const WorkloadCommand& command, std::istream& in, std::ostream& out) 
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
   const RunConfig config = resolved(command.config);
+  const at::Device device = device_named(config.train.device);
   const WorkloadSize size = workload_size(command.kind, config);
   const auto workload = make_workload(command.kind, config, command.trace);
   const double setup = since_start();
@@ -56,9 +58,9 @@ void serve(const WorkloadCommand& command, std::istream& in, std::ostream& out) 
         {"tokens", size.tokens},
         {"flops", size.flops},
         {"bytes", size.bytes},
-        {"peak_rss_bytes", memory_peak_bytes()}});
+        {"peak_memory_bytes", memory_peak_bytes(device)}});
   for (std::string request; std::getline(in, request);) {
-    Json answer = round(*workload, command.options);
+    Json answer = round(*workload, device, command.options);
     answer["tokens_per_s"] = size.tokens / answer["best_s"].get<double>();
     line(answer);
   }

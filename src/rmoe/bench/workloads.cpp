@@ -62,7 +62,7 @@ struct Running {
     row.flops = ready.at("flops");
     row.bytes = ready.at("bytes");
     params = ready.at("params");
-    row.peak_memory = ready.at("peak_rss_bytes");
+    row.peak_memory = ready.at("peak_memory_bytes");
   }
 
   void round() {
@@ -70,7 +70,7 @@ struct Running {
     const Json done = answer();
     for (const Json& s : done.at("seconds")) seconds.push_back(s);
     faults.push_back(done.at("page_faults"));
-    row.peak_memory = done.at("peak_rss_bytes");
+    row.peak_memory = done.at("peak_memory_bytes");
   }
 
   VariantRow result() const {

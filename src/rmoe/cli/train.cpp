@@ -47,6 +47,7 @@ void show_plan(const RunConfig& config, bool json) {
   };
   const auto measured = [](std::optional<int64_t> bytes) { return bytes ? human_bytes(*bytes) : std::string("?"); };
   const TrainConfig& t = config.train;
+  const bool on_cpu = t.device == "cpu";
   line("parameters", human_bytes(plan.parameter_bytes),
        str(plan.params, " of them, ", plan.active_params, " active per token"));
   line("gradients", human_bytes(plan.gradient_bytes), "");
@@ -55,10 +56,9 @@ void show_plan(const RunConfig& config, bool json) {
       "activations", measured(plan.activation_bytes),
       str("of a micro-batch, ", t.batch / t.accumulate, " x ", t.block, " tokens, recompute ", enum_name(t.recompute)));
   line("peak", measured(plan.peak_bytes),
-       plan.peak_bytes                ? "of the whole process, in two steps on random tokens"
-       : config.train.device != "cpu" ? "not measured on a device other than the CPU"
-                                      : "not measured: more than this machine has");
-  line("machine", human_bytes(plan.machine_bytes), "");
+       plan.peak_bytes ? str(on_cpu ? "of the whole process" : "of tensors", ", in two steps on random tokens")
+                       : str("not measured: more than this ", on_cpu ? "machine" : "device", " has"));
+  line(on_cpu ? "machine" : "device", human_bytes(plan.machine_bytes), "");
 }
 
 void setup(CLI::App& app, Globals& globals) {

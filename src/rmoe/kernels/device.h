@@ -1,10 +1,11 @@
 // The kernels of a device other than the CPU, as the ops call them: pointers into its memory, sizes and a stream; free
 // of torch and of the device's own headers. kernels/cuda/*.cu are CUDA's, in a library of their own (librmoe_cuda.so).
-// Matrix products are not among them: those are the tensor library's.
+// Matrix products are the tensor library's, but those inside attention.
 #pragma once
 
 #include <cstdint>
 
+#include "rmoe/kernels/cpu/attention.h"
 #include "rmoe/kernels/cpu/bf16.h"
 #include "rmoe/kernels/cpu/norm.h"
 
@@ -127,6 +128,24 @@ struct CrossEntropyRows {
   float* lse;          // [rows]: log-sum-exp
 };
 
+// ops/span_attention.h has the formula; sizes of at least 1.
+constexpr int64_t kSpanMostChannels = 128;
+struct SpanAttentionCall {
+  int64_t B, H, M, S, C;         // C <= kSpanMostChannels
+  HeadRows<const Bf16> q, k, v;  // of M, S + M and S + M positions
+  const Bf16* key_pe;            // [S, C]
+  Drop dropout;                  // weight l of query m of head h of sequence b is element ((b H + h) M + m) S + l
+};
+// Of `heads` heads, counted through all sequences.
+struct SpanAttentionGradients {
+  SpanAttentionCall call;
+  int64_t first_head, heads;
+  HeadRows<const Bf16> grad;
+  const float *lse, *inner;  // [B, H, M]; inner: <grad, out> of each query
+  HeadRows<Bf16> dq, dk, dv;
+  Bf16* d_scores;  // [heads, M, S]: of the products of queries with keys and, the same ones, with key_pe
+};
+
 template <class T>
 struct DeviceKernelsOf {
   void (*dropout)(T* out, const T* in, int64_t n, Drop drop, uint64_t first_index, Stream);
@@ -147,6 +166,9 @@ struct DeviceKernels {
   void (*cell)(const CellStep&, Stream);
   void (*cell_backward)(const CellGradients&, Stream);
   void (*sort_slots)(const SlotSort&, Stream);
+  // lse [B, H, M].
+  void (*span_attention)(const SpanAttentionCall&, HeadRows<Bf16> out, float* lse, Stream);
+  void (*span_attention_backward)(const SpanAttentionGradients&, Stream);
 
   template <class T>
   const DeviceKernelsOf<T>& of() const {

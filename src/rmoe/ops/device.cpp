@@ -2,10 +2,13 @@
 
 #include <dlfcn.h>
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "rmoe/base/error.h"
+#include "rmoe/base/process.h"
+#include "rmoe/ops/runtime.h"
 
 namespace rmoe {
 namespace {
@@ -17,6 +20,12 @@ const std::string& cuda_error() {
     return ::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) ? std::string() : std::string(::dlerror());
   }();
   return error;
+}
+
+// Of all sizes of blocks together.
+c10::CachingAllocator::Stat tensor_stat(at::Device device) {
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
 }
 
 }  // namespace
@@ -45,6 +54,17 @@ at::Device device_named(const std::string& name) {
 void allow_tf32(bool allow, at::Device device) {
   RMOE_CHECK(!allow || device.is_cuda(), "dtype tf32: device '", device.str(), "' has none, expected fp32 or bf16");
   if (device.is_cuda()) at::globalContext().setAllowTF32CuBLAS(allow);
+}
+
+int64_t tensor_bytes(at::Device device) { return device.is_cpu() ? tensor_bytes() : tensor_stat(device).current; }
+
+int64_t memory_peak_bytes(at::Device device) {
+  return device.is_cpu() ? memory_peak_bytes() : tensor_stat(device).peak;
+}
+
+int64_t memory_total_bytes(at::Device device) {
+  if (device.is_cpu()) return memory_total_bytes();
+  return static_cast<int64_t>(c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
 }
 
 void synchronize(at::Device device) {

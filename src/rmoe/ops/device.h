@@ -17,6 +17,12 @@ at::Device device_named(const std::string& name);
 // (kBadInput) where it is asked of another device.
 void allow_tf32(bool allow, at::Device device);
 
+// Memory of the device, in bytes. Of tensors that are alive, on the CPU those made since configure_runtime(); the most
+// so far, of tensors, on the CPU of the whole process; and what there is.
+int64_t tensor_bytes(at::Device device);
+int64_t memory_peak_bytes(at::Device device);
+int64_t memory_total_bytes(at::Device device);
+
 // Waits until all that was asked of the device is done; nothing on the CPU.
 void synchronize(at::Device device);
 

@@ -25,14 +25,7 @@ constexpr bool kUseArena = false;
 constexpr bool kUseArena = true;
 #endif
 
-std::atomic<int64_t> live = 0, peak = 0;
-
-void count(int64_t bytes) {
-  const int64_t now = live.fetch_add(bytes, std::memory_order_relaxed) + bytes;
-  int64_t most = peak.load(std::memory_order_relaxed);
-  while (now > most && !peak.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
-  }
-}
+std::atomic<int64_t> live = 0;
 
 class TensorAllocator : public c10::Allocator {
  public:
@@ -45,7 +38,7 @@ class TensorAllocator : public c10::Allocator {
     if (!block) block = std::aligned_alloc(kHeader, (bytes + 2 * kHeader - 1) / kHeader * kHeader);
     if (!block) throw std::bad_alloc();
     *static_cast<size_t*>(block) = bytes;
-    count(static_cast<int64_t>(bytes));
+    live.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
     void* data = static_cast<std::byte*>(block) + kHeader;
     return {data, data, &release, c10::Device(c10::kCPU)};
   }
@@ -68,7 +61,7 @@ class TensorAllocator : public c10::Allocator {
   static void release(void* data) {
     if (!data) return;
     void* block = static_cast<std::byte*>(data) - kHeader;
-    count(-static_cast<int64_t>(*static_cast<size_t*>(block)));
+    live.fetch_sub(static_cast<int64_t>(*static_cast<size_t*>(block)), std::memory_order_relaxed);
     Arena& arena = instance().arena_;
     arena.owns(block) ? arena.free(block) : std::free(block);
   }
@@ -95,9 +88,5 @@ void configure_runtime(int64_t threads) {
 }
 
 int64_t tensor_bytes() { return live.load(std::memory_order_relaxed); }
-
-int64_t take_peak_tensor_bytes() {
-  return peak.exchange(live.load(std::memory_order_relaxed), std::memory_order_relaxed);
-}
 
 }  // namespace rmoe

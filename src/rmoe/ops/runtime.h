@@ -13,7 +13,5 @@ void configure_runtime(int64_t threads);
 
 // Bytes of all tensors on the CPU that are alive, made since configure_runtime().
 int64_t tensor_bytes();
-// The most there were at once since the last call.
-int64_t take_peak_tensor_bytes();
 
 }  // namespace rmoe

@@ -4,9 +4,9 @@
 #include <filesystem>
 
 #include "rmoe/base/error.h"
-#include "rmoe/base/process.h"
 #include "rmoe/data/tokenizer.h"
 #include "rmoe/models/size.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/train/freeze.h"
 #include "rmoe/train/machine.h"
@@ -62,17 +62,17 @@ TrainPlan plan_training(RunConfig config) {
     if (param.traits.trainable) plan.gradient_bytes += 4 * param.count();
   }
   plan.optimizer_bytes = 2 * plan.gradient_bytes;
-  plan.machine_bytes = memory_total_bytes();
-  if (config.train.device != "cpu") return plan;
+  const at::Device device = device_named(config.train.device);
+  plan.machine_bytes = memory_total_bytes(device);
   if (least_bytes(config, plan.params, trained_count(table)) > static_cast<double>(plan.machine_bytes)) return plan;
 
   configure_runtime(config.train.threads);
-  measured_peak_flops(config.train.dtype);  // as the run does before its first step
+  measured_peak_flops(config.train.dtype, device);  // as the run does before its first step
   Trainer trainer(measured(config));
   // In the second, the span family attends to the first.
   for (int step = 0; step < 2; ++step) trainer.step();
   plan.activation_bytes = trainer.activation_bytes();
-  plan.peak_bytes = memory_peak_bytes() + other_memories(config);
+  plan.peak_bytes = memory_peak_bytes(device) + other_memories(config);
   return plan;
 }
 

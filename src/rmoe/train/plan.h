@@ -18,8 +18,8 @@ struct TrainPlan {
   int64_t optimizer_bytes = 0;
   // Measured; none where what every run of this model needs is more than the machine has.
   std::optional<int64_t> activation_bytes;  // of one micro-batch: what its forward pass leaves for its backward pass
-  std::optional<int64_t> peak_bytes;        // the most memory of the process during a step
-  int64_t machine_bytes = 0;                // what this process may use
+  std::optional<int64_t> peak_bytes;        // the most memory of the process, or on a device of tensors, in a step
+  int64_t machine_bytes = 0;                // what this process may use, or the device has
 };
 
 // Counts the model and runs two steps (two micro-batches each, where there are several) of it on random tokens, with

@@ -28,6 +28,7 @@
 #include "rmoe/io/tensorboard.h"
 #include "rmoe/kernels/cpu/isa.h"
 #include "rmoe/models/size.h"
+#include "rmoe/ops/device.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/train/machine.h"
 #include "rmoe/train/plan.h"
@@ -499,7 +500,7 @@ class Run {
         {"batch_tokens", config_.train.batch * config_.train.block},
         {"seconds", seconds()},
         {"tokens_per_s", rates.empty() ? tokens_per_second() : rates[rates.size() / 2]},
-        {"peak_memory_bytes", memory_peak_bytes()},
+        {"peak_memory_bytes", memory_peak_bytes(device())},
         {"best", {{"step", best_step_}, {"valid_bpc", best_step_ > 0 ? Json(best_bits_) : Json()}}},
         {"finished", finished},
         {"stop", stop},

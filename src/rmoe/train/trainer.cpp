@@ -271,7 +271,7 @@ void Trainer::advance() {
     const TokenBatch tokens(batch);
     Memory& memory = memories_[static_cast<size_t>(micro)];
     if (batch.fresh) memory = {};
-    const int64_t bytes_before = tensor_bytes();
+    const int64_t bytes_before = tensor_bytes(device_);
     std::optional<Region> region(std::in_place, "forward");
     const auto options = forward_options(micro, tokens.inputs, tokens.valid_BS);
     auto result = model_->forward(tokens.inputs, std::move(memory), options);
@@ -282,7 +282,7 @@ void Trainer::advance() {
                                              {.scale = share})
                             .loss;
     const Tensor balance = routing.loss(result.trace, batch_counts ? &*batch_counts : nullptr);
-    activation_bytes_ = tensor_bytes() - bytes_before;
+    activation_bytes_ = tensor_bytes(device_) - bytes_before;
     {
       const at::NoGradGuard no_grad;
       const Tensor both = at::stack({loss.to(at::kDouble), balance.to(device_, at::kDouble) * balance_share});

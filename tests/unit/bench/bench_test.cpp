@@ -76,7 +76,7 @@ TEST_P(Serve, AnswersEveryLine) {
   EXPECT_EQ(ready.at("workload"), workload_name(kind));
   EXPECT_EQ(ready.at("isa"), kernels::isa_name(kernels::cpu_isa()));
   EXPECT_EQ(ready.at("threads"), 1);
-  EXPECT_GT(ready.at("peak_rss_bytes").get<int64_t>(), 0);
+  EXPECT_GT(ready.at("peak_memory_bytes").get<int64_t>(), 0);
   EXPECT_GE(ready.at("warmup_s").get<double>(), ready.at("setup_s").get<double>() + ready.at("first_s").get<double>());
   int64_t rounds = 0;
   for (; std::getline(lines, line); ++rounds) {

@@ -20,6 +20,13 @@ inline void check_start(const char* kernel) {
 #define RMOE_LAUNCH(kernel, blocks, threads, stream, ...)                                                             \
   (kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__), \
    ::rmoe::kernels::cuda::check_start(#kernel))
+// With `bytes` of shared memory, which RMOE_DYNAMIC_SHARED(name) gives to the kernel as `unsigned char* name`.
+#define RMOE_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...)                                      \
+  (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),                         \
+   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), bytes, (cudaStream_t)(stream)>>>( \
+       __VA_ARGS__),                                                                                         \
+   ::rmoe::kernels::cuda::check_start(#kernel))
+#define RMOE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
 #include <cassert>

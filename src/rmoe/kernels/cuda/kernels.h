@@ -24,5 +24,7 @@ void choose_backward(const ChoiceGradients& p, Stream stream);
 void cell(const CellStep& p, Stream stream);
 void cell_backward(const CellGradients& p, Stream stream);
 void sort_slots(const SlotSort& p, Stream stream);
+void span_attention(const SpanAttentionCall& a, HeadRows<Bf16> out, float* lse, Stream stream);
+void span_attention_backward(const SpanAttentionGradients& g, Stream stream);
 
 }  // namespace rmoe::kernels::cuda

@@ -24,6 +24,8 @@ extern "C" __attribute__((visibility("default"))) const rmoe::kernels::DeviceKer
                                                      .choose_backward = &choose_backward,
                                                      .cell = &cell,
                                                      .cell_backward = &cell_backward,
-                                                     .sort_slots = &sort_slots};
+                                                     .sort_slots = &sort_slots,
+                                                     .span_attention = &span_attention,
+                                                     .span_attention_backward = &span_attention_backward};
   return &table;
 }

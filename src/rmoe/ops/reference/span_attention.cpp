@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "rmoe/ops/cpu/head_rows.h"
+#include "rmoe/ops/device_kernels.h"
+
 namespace rmoe::reference {
 namespace {
 
@@ -49,10 +52,79 @@ Tensor by_heads(const Tensor& flat, const Tensor& like) {
 
 Tensor flat(const Tensor& t) { return t.reshape({t.size(0) * t.size(1), t.size(2), t.size(3)}); }
 
+// What kernels of another device compute: bf16, not too wide.
+struct KernelInputs {
+  using T = kernels::Bf16;
+
+  static bool fit(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe) {
+    return q.scalar_type() == at::kBFloat16 && k.scalar_type() == at::kBFloat16 && v.scalar_type() == at::kBFloat16 &&
+           q.size(3) <= kernels::kSpanMostChannels && q.numel() > 0 && key_pe.numel() > 0;
+  }
+  KernelInputs(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& key_pe, double p, int64_t key)
+      : q(cpu::with_rows(q_)),
+        k(cpu::with_rows(k_)),
+        v(cpu::with_rows(v_)),
+        key_pe_SC(key_pe.t().to(at::kBFloat16).contiguous()),
+        call{.B = q.size(0),
+             .H = q.size(1),
+             .M = q.size(2),
+             .S = key_pe_SC.size(0),
+             .C = q.size(3),
+             .q = cpu::read_rows<T>(q, 1),
+             .k = cpu::read_rows<T>(k, 1),
+             .v = cpu::read_rows<T>(v, 1),
+             .key_pe = elements<T>(key_pe_SC),
+             .dropout = {static_cast<uint64_t>(key), p}} {}
+
+  Tensor q, k, v, key_pe_SC;
+  kernels::SpanAttentionCall call;
+};
+
+std::tuple<Tensor, Tensor> by_kernel(const DeviceCall& device, const KernelInputs& in) {
+  Tensor out = cpu::empty_by_heads(in.q);
+  Tensor lse = at::empty({in.call.B, in.call.H, in.call.M}, in.q.options().dtype(at::kFloat));
+  device->span_attention(in.call, cpu::write_rows<KernelInputs::T>(out, 1), elements_to_write<float>(lse),
+                         device.stream());
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_by_kernel(const DeviceCall& device, const KernelInputs& in,
+                                                              const Tensor& grad, const Tensor& out, const Tensor& lse,
+                                                              const Tensor& key_pe) {
+  // Gradients of scores, which those of key_pe are a product with, held at a time.
+  constexpr int64_t kMostScores = int64_t{1} << 25;
+  using T = KernelInputs::T;
+  const int64_t heads = in.call.B * in.call.H, M = in.call.M, S = in.call.S;
+  const Tensor grads = cpu::with_rows(grad), lses = lse.contiguous();
+  const Tensor inner = (grad.to(at::kFloat) * out.to(at::kFloat)).sum(-1).contiguous();
+  Tensor dq = cpu::empty_by_heads(in.q), dk = cpu::empty_by_heads(in.k), dv = cpu::empty_by_heads(in.v);
+  Tensor dkey_pe = at::zeros(key_pe.sizes(), lse.options());
+  const int64_t step = std::clamp<int64_t>(kMostScores / (M * S), 1, heads);
+  const Tensor d_scores = at::empty({step, M, S}, in.q.options()), qs = flat(in.q);
+  for (int64_t begin = 0; begin < heads; begin += step) {
+    const int64_t count = std::min(step, heads - begin);
+    device->span_attention_backward({.call = in.call,
+                                     .first_head = begin,
+                                     .heads = count,
+                                     .grad = cpu::read_rows<T>(grads, 1),
+                                     .lse = elements<float>(lses),
+                                     .inner = elements<float>(inner),
+                                     .dq = cpu::write_rows<T>(dq, 1),
+                                     .dk = cpu::write_rows<T>(dk, 1),
+                                     .dv = cpu::write_rows<T>(dv, 1),
+                                     .d_scores = elements_to_write<T>(d_scores)},
+                                    device.stream());
+    dkey_pe += qs.narrow(0, begin, count).flatten(0, 1).t().mm(d_scores.narrow(0, 0, count).flatten(0, 1));
+  }
+  return {dq, dk, dv, dkey_pe.to(key_pe.scalar_type())};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> span_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pe,
                                           double dropout_p, int64_t dropout_key) {
+  if (const DeviceCall device(q); device && KernelInputs::fit(q, k, v, key_pe))
+    return by_kernel(device, KernelInputs(q, k, v, key_pe, dropout_p, dropout_key));
   const Pieces p(q, key_pe);
   const Tensor qs = flat(q), ks = flat(k), vs = flat(v), positions = key_pe.to(q.scalar_type());
   const auto precise = q.scalar_type() == at::kBFloat16 ? at::kFloat : q.scalar_type();
@@ -77,6 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_attention_backward(const Tensor&
                                                                    const Tensor& v, const Tensor& key_pe,
                                                                    const Tensor& out, const Tensor& lse,
                                                                    double dropout_p, int64_t dropout_key) {
+  if (const DeviceCall device(q); device && KernelInputs::fit(q, k, v, key_pe))
+    return backward_by_kernel(device, KernelInputs(q, k, v, key_pe, dropout_p, dropout_key), grad, out, lse, key_pe);
   const Pieces p(q, key_pe);
   const DropoutKey key{static_cast<uint64_t>(dropout_key)};
   const Tensor qs = flat(q), ks = flat(k), vs = flat(v), grads = flat(grad), outs = flat(out);
