@@ -31,7 +31,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, state: Tensor | None, cell: nn.GRUCell | None):
         """Returns ids [T, K], weights [T, K] (softmax over all, renormalized), the new state and the balance loss
         N sum_n (share of choices) (mean probability)."""
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x_TD.device.type, enabled=False):
             feature = x_TD.float()
             if self.proj is not None:
                 state = feature = cell(F.linear(feature, self.proj), state)
@@ -41,7 +41,7 @@ class Router(nn.Module):
             balance = None
             if self.training:
                 N = probs_TN.size(1)
-                share_N = (ids_TK.reshape(-1, 1) == torch.arange(N)).float().mean(0)
+                share_N = (ids_TK.reshape(-1, 1) == torch.arange(N, device=ids_TK.device)).float().mean(0)
                 balance = N * (share_N * probs_TN.mean(0)).sum()
         return ids_TK, weights_TK, state, balance
 
@@ -80,7 +80,7 @@ class Experts(nn.Module):
             experts = [lambda x, n=n: self._expert(n, x) for n in range(len(self.w1))]
             return ops.experts_loop(x_TD, ids_TK, weights_TK, experts)
         if x_TD.size(0) == 1 and not torch.is_grad_enabled():
-            if self.compiled:
+            if self.compiled or x_TD.device.type != "cpu":  # a list of the chosen ones would wait for the device
                 return ops.experts_one_token_compiled(x_TD, ids_TK, weights_TK, self.w_in, self.w_out)
             if self.lists is None:
                 self.lists = list(self.w_in.unbind(0)), list(self.w_out.unbind(0))
@@ -174,7 +174,7 @@ class FixedCache:
             self.k.index_copy_(2, position, k)
             self.v.index_copy_(2, position, v)
             scores = (self.k.float() * q.float()).sum(-1) * q.size(-1) ** -0.5  # [B, H, S]
-            scores = scores.masked_fill(torch.arange(self.k.size(2)) > position, float("-inf"))
+            scores = scores.masked_fill(torch.arange(self.k.size(2), device=self.k.device) > position, float("-inf"))
             return (scores.softmax(-1).unsqueeze(-1) * self.v.float()).sum(2, keepdim=True).to(q.dtype)
         return attend
 
@@ -297,11 +297,12 @@ class Span(nn.Module):
         self.layers = nn.ModuleList(SpanLayer(s, fast, dtype, recurrent) for _ in range(s.layers))
 
     def loss(self, tokens_BS: Tensor, targets_BS: Tensor, pasts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Loss and the detached inputs of the layers: the next block's past (span and block are equal here)."""
+        """Loss and the next block's pasts: of every layer's inputs, detached, as many as the span has positions."""
         h = F.embedding(tokens_BS, self.embedding).to(self.dtype)
         state, inputs, balances = None, [], []
         for layer, past in zip(self.layers, pasts):
-            inputs.append(h.detach())
+            span = past.size(1)
+            inputs.append(h.detach() if span == h.size(1) else torch.cat([past, h.detach()], 1)[:, -span:])
             h, state, balance = layer(h, past, self.key_pe, state, self.cell)
             h = h.to(self.dtype)
             balances.append(balance)

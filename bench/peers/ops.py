@@ -117,23 +117,24 @@ def dispatch(ids_TK: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     M = T * K
     R = -(-(M + N * (ROW_BLOCK - 1)) // ROW_BLOCK) * ROW_BLOCK
     expert_M, order_M = ids_TK.reshape(-1).sort(stable=True)
-    experts_N = torch.arange(N)
+    device = ids_TK.device
+    experts_N = torch.arange(N, device=device)
     ends_N = torch.searchsorted(expert_M, experts_N, right=True)
     counts_N = ends_N.diff(prepend=ends_N.new_zeros(1))
     blocks_N = (counts_N + ROW_BLOCK - 1) // ROW_BLOCK
     block_ends_N = (blocks_N * ROW_BLOCK).cumsum(0)
     shift_N = (block_ends_N - blocks_N * ROW_BLOCK) - (ends_N - counts_N)
-    row_M = torch.arange(M) + shift_N.index_select(0, expert_M)
-    source_R = torch.zeros(R, dtype=torch.int64).scatter_(0, row_M, order_M // K)
-    expert_R = torch.full((R,), N).scatter_(0, row_M, expert_M)
+    row_M = torch.arange(M, device=device) + shift_N.index_select(0, expert_M)
+    source_R = torch.zeros(R, dtype=torch.int64, device=device).scatter_(0, row_M, order_M // K)
+    expert_R = torch.full((R,), N, device=device).scatter_(0, row_M, expert_M)
     place_TK = torch.empty_like(row_M).scatter_(0, order_M, row_M).view(T, K)
     return source_R, place_TK, expert_R, block_ends_N.int()
 
 
-def keep_mask(shape: torch.Size, p: float) -> Tensor:
+def keep_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
     """True with probability 1 - p, from 16 random bits per element: several times faster than bernoulli_ on a CPU."""
     count = shape.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
     return bits[:count].view(shape) >= round(p * 65536) - 32768
 
 
@@ -143,7 +144,7 @@ def fast_dropout(x: Tensor, p: float) -> Tensor:
         return x
     if torch.compiler.is_compiling():
         return F.dropout(x, p, training=True)
-    return x * keep_mask(x.shape, p).to(x.dtype).mul_(1 / (1 - p))
+    return x * keep_mask(x.shape, p, x.device).to(x.dtype).mul_(1 / (1 - p))
 
 
 def experts_grouped(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, w_in: Tensor, w_out: Tensor,
@@ -263,7 +264,7 @@ def _span_attention(q: Tensor, k: Tensor, v: Tensor, key_pe: Tensor, p: float) -
     S = key_pe.size(1)
     shape, mask_shape = _span_saved(q, S, p)
     out, weights = torch.empty_like(q), q.new_empty(shape)
-    keep = keep_mask(torch.Size(mask_shape), p).to(q.dtype) if p > 0 else q.new_ones(mask_shape)
+    keep = keep_mask(torch.Size(mask_shape), p, q.device).to(q.dtype) if p > 0 else q.new_ones(mask_shape)
     for (rows, window, band, skewed), weights_tile, keep_tile in zip(_tiles(q, S), weights, keep):
         q_tile = q[:, rows] * q.size(2) ** -0.5
         scores = band(q_tile @ k[:, window].transpose(1, 2)) + q_tile @ key_pe
@@ -335,7 +336,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         w = w_VD.to(h_TD.dtype)
         dh, dw = torch.empty_like(h_TD), None
         db = None if b_V is None else torch.zeros_like(b_V)
-        loss = torch.zeros((), dtype=torch.float32)
+        loss = torch.zeros((), dtype=torch.float32, device=h_TD.device)
         for begin in range(0, T, chunk):
             h, targets = h_TD[begin : begin + chunk], targets_T[begin : begin + chunk].unsqueeze(1)
             logits = (h @ w.t()).float()
@@ -360,7 +361,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         dh, dw, db = ctx.saved_tensors
-        if not torch.compiler.is_compiling() and grad.item() == 1:
+        # On a GPU, to look would be to wait.
+        if not torch.compiler.is_compiling() and grad.device.type == "cpu" and grad.item() == 1:
             return dh, dw, db, None, None
         return dh * grad.to(dh.dtype), dw * grad, None if db is None else db * grad, None, None
 

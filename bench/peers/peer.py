@@ -1,6 +1,7 @@
 """One peer: a workload in one variant of plain PyTorch, as a small server.
 
     python bench/peers/peer.py step --dtype bf16 --router rmoe --variant grouped --threads 2
+    python bench/peers/peer.py step --dtype bf16 --router rmoe --variant compiled --device cuda
 
 Builds the model, warms up, prints {"ready": true, "first_s", "warmup_s", "peak_memory_bytes"}; then one round for
 every line on standard input, answered by {"best_s", "median_s", "peak_memory_bytes"}: seconds per iteration, for `decode`
@@ -21,7 +22,7 @@ import torch
 import mixtral
 import models
 from mixtral import Unavailable
-from workloads import TRAINING, WORKLOADS, Shape
+from workloads import NAMES, WORKLOADS, Shape
 
 PLAIN = ("eager", "grouped", "compiled", "onednn")
 VARIANTS = (*PLAIN, "mixtral-eager", "mixtral-grouped_mm", "mixtral-batched_mm")
@@ -47,14 +48,13 @@ class Peer:
     """Builds the workload; `self.iterate()` is one iteration, `self.per` the number of results in it."""
 
     def __init__(self, args: argparse.Namespace):
-        self.s: Shape = WORKLOADS[args.workload]
+        self.s: Shape = WORKLOADS[args.device][args.workload]
+        self.device = torch.device(args.device)
         self.variant, self.recurrent = args.variant, args.router == "rmoe"
         self.bf16 = args.dtype == "bf16"
         self.fast, self.compiled = args.variant != "eager", args.variant == "compiled"
         self.per = 1
         torch.manual_seed(1)
-        self.tokens = torch.randint(0, self.s.vocab or 1, (self.s.batch, self.s.length))
-        self.targets = self.tokens.roll(-1, 1)
         name = f"{'mixtral' if self.variant.startswith('mixtral') else 'plain'}_{args.workload}"
         if not hasattr(self, name):
             raise Unavailable(f"transformers' Mixtral has no workload {args.workload!r}")
@@ -64,9 +64,32 @@ class Peer:
             import torch._inductor.config as inductor
 
             inductor.compile_threads = 1
-            # Calls into the generated code cost less; what a token at a time is made of.
-            inductor.cpp_wrapper = args.workload == "decode"
-        self.iterate = getattr(self, name)()
+            # Calls into the generated code cost less, a graph of them on a GPU none; what a token at a time is made of.
+            inductor.cpp_wrapper = args.workload == "decode" and args.device == "cpu"
+        self.mode = "reduce-overhead" if args.workload == "decode" and args.device == "cuda" else None
+        with self.device:
+            self.tokens = torch.randint(0, self.s.vocab or 1, (self.s.batch, self.s.length))
+            self.targets = self.tokens.roll(-1, 1)
+            self.iterate = getattr(self, name)()
+
+    def clock(self) -> float:
+        """Seconds of an iteration."""
+        self._synchronize()
+        begin = time.perf_counter()
+        self.iterate()
+        self._synchronize()
+        return time.perf_counter() - begin
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_memory(self) -> int:
+        """Largest resident size since the start of the program; on a GPU the most that tensors took there."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
     # Training
 
@@ -77,10 +100,10 @@ class Peer:
 
     def autocast(self):
         on = self.bf16 and (not self.fast or self.variant.startswith("mixtral"))
-        return torch.autocast("cpu", torch.bfloat16) if on else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if on else contextlib.nullcontext()
 
     def compile(self, f):
-        return torch.compile(f, dynamic=False) if self.compiled else f
+        return torch.compile(f, dynamic=False, mode=self.mode) if self.compiled else f
 
     def plain_layer(self):
         """Input and its gradient in the workload's dtype; weights and their gradients in fp32, as in training."""
@@ -178,7 +201,7 @@ class Peer:
         def iterate_compiled():
             token = first.clone()
             for position in range(s.prompt, s.prompt + s.length):
-                token = compiled(token, torch.tensor([position]))
+                token = compiled(token, torch.tensor([position], device=self.device)).clone()
         return iterate_compiled if self.compiled else iterate
 
     def _mixtral(self):
@@ -197,28 +220,17 @@ class Peer:
         return torch.inference_mode()(lambda: decoder(self.s.length))
 
 
-def peak_rss() -> int:
-    """Largest resident size since the start of the program."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def say(**fields) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def clock(f) -> float:
-    begin = time.perf_counter()
-    f()
-    return time.perf_counter() - begin
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", choices=WORKLOADS)
+    parser.add_argument("workload", choices=NAMES)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--router", choices=("smoe", "rmoe"), default="rmoe")
     parser.add_argument("--variant", choices=VARIANTS, default="grouped")
+    parser.add_argument("--device", choices=WORKLOADS, default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=3, help="iterations before the first round")
     parser.add_argument("--round-s", type=float, default=1.5, help="seconds that a round should take")
@@ -228,24 +240,26 @@ def main() -> int:
     begin = time.perf_counter()
     try:
         if args.variant == "onednn":
-            if args.dtype != "fp32":
-                raise Unavailable("the oneDNN setting is for fp32")
+            if args.dtype != "fp32" or args.device != "cpu":
+                raise Unavailable("the oneDNN setting is for fp32 on a CPU")
             torch.backends.mkldnn.matmul.fp32_precision = "bf16"
             error = relative_error_fp32()
             note = {"relative_error": error}
             if error > 1e-5:
                 raise Unavailable(f"oneDNN rounds fp32 to bf16 on this CPU (relative error {error:.1e}): not fp32")
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise Unavailable("torch finds no CUDA device")
         peer = Peer(args)
-        first = clock(peer.iterate)
+        first = peer.clock()
     except Unavailable as reason:
         say(ready=False, reason=str(reason), **note)
         return 3
-    warm = min(clock(peer.iterate) for _ in range(max(args.warmup, 1)))
-    say(ready=True, first_s=first, warmup_s=time.perf_counter() - begin, peak_memory_bytes=peak_rss(), **note)
+    warm = min(peer.clock() for _ in range(max(args.warmup, 1)))
+    say(ready=True, first_s=first, warmup_s=time.perf_counter() - begin, peak_memory_bytes=peer.peak_memory(), **note)
     count = max(2, math.ceil(args.round_s / warm))
     for _ in sys.stdin:
-        times = [clock(peer.iterate) / peer.per for _ in range(count)]
-        say(best_s=min(times), median_s=statistics.median(times), peak_memory_bytes=peak_rss())
+        times = [peer.clock() / peer.per for _ in range(count)]
+        say(best_s=min(times), median_s=statistics.median(times), peak_memory_bytes=peer.peak_memory())
     return 0
 
 

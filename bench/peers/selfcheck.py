@@ -1,22 +1,25 @@
 """The styles of the peers compute the same: from the same weights, in fp32 and without dropout, the same loss and the
-same gradients to 1e-5, for both routers and all workloads, and the same tokens when decoding. No test framework.
+same gradients to 1e-5, for both routers and all workloads, and the same tokens when decoding; and the grouped ones keep
+to the device that they were made on. No test framework.
 
     python bench/peers/selfcheck.py [--compiled]
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import sys
 import zlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import models
 import ops
-from workloads import WORKLOADS, Shape
+from workloads import NAMES, WORKLOADS, Shape
 
 TOLERANCE = 1e-5
 
@@ -25,7 +28,7 @@ def small(workload: str) -> Shape:
     """The workload at a size that is checked in a second, odd where it can be; no dropout."""
     sizes = dict(layers=3, width=48, heads=4 if workload != "layer" else 0, experts=5, expert_width=40, batch=2,
                  length=17, state=24, dropout=0.0)
-    shape = WORKLOADS[workload]
+    shape = WORKLOADS["cpu"][workload]
     if shape.vocab:
         sizes["vocab"] = 97
     if shape.span:
@@ -128,13 +131,47 @@ def check_dropout() -> bool:
     return abs(dropped - 0.1) < 2e-3 and abs(mean - 1) < 2e-3
 
 
+def check_device(workload: str) -> str:
+    """Empty, or what fails where all that a grouped model holds is on another device than the CPU: torch's `meta`."""
+    s, dtype = small(workload), torch.bfloat16
+    try:
+        with torch.device("meta"):
+            tokens = torch.randint(0, max(s.vocab, 1), (s.batch, s.length))
+            if workload == "layer":
+                model, cell = models.MoeLayer(s, True, dtype, True), nn.GRUCell(s.state, s.state)
+                inputs = (torch.randn(s.tokens, s.width, dtype=dtype), torch.randn(s.tokens, s.state), cell)
+            elif workload == "span":
+                pasts = [torch.zeros(s.batch, s.span, s.width, dtype=dtype) for _ in range(s.layers)]
+                model, inputs = models.Span(s, True, dtype, True), (tokens, tokens, pasts)
+            else:
+                model, inputs = models.Llama(s, True, dtype, True), (tokens, tokens)
+            position = torch.zeros(1, dtype=torch.int64)
+            caches = [models.FixedCache(s, torch.float32) for _ in range(s.layers if s.heads else 0)]
+        # meta knows no autocast.
+        with mock.patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()):
+            if workload == "prompt":
+                model.eval().last_logits(tokens)
+            elif workload == "decode":
+                with torch.no_grad():
+                    model.eval().last_logits(tokens[:, :1], position, [cache.at(position) for cache in caches])
+            else:
+                outputs = model(*inputs) if workload == "layer" else model.loss(*inputs)
+                (outputs[0] if isinstance(outputs, tuple) else outputs).sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compiled", action="store_true", help="torch.compile too (minutes)")
     args = parser.parse_args()
     failed = not check_dropout()
     print(f"dropout: {'wrong' if failed else 'ok'}")
-    for workload in WORKLOADS:
+    for workload in NAMES:
+        if failure := check_device(workload):
+            print(f"{workload} on another device: {failure}  WRONG")
+            failed = True
         for router in ("smoe", "rmoe"):
             expected = run(workload, router, "eager")
             for style in ("grouped", "compiled") if args.compiled else ("grouped",):

@@ -1,6 +1,6 @@
-"""The workloads that rmoe and the peers are measured on: shapes and model FLOPs. No torch here."""
+"""The workloads that rmoe and the peers are measured on, by device: shapes and model FLOPs. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,32 @@ class Shape:
 _LLAMA = Shape("llama", layers=8, width=384, heads=6, experts=16, expert_width=384, top_k=2, vocab=32000,
                batch=4, length=512)
 
-WORKLOADS = {
+# The paper's 0.91 B setting and its medium Enwik8 setting.
+_LARGE = Shape("llama", layers=24, width=1280, heads=20, experts=16, expert_width=448, top_k=4, vocab=96512,
+               batch=4, length=4096)
+
+_ON_CPU = {
     "layer": Shape("layer", layers=1, width=1280, heads=0, experts=16, expert_width=448, top_k=4, vocab=0,
                    batch=1, length=2048),
     "step": _LLAMA,
     "span": Shape("span", layers=8, width=352, heads=8, experts=16, expert_width=352, top_k=2, vocab=205,
                   batch=4, length=512, span=512, dropout=0.1),
     "prompt": _LLAMA,
-    "decode": Shape(**{**vars(_LLAMA), "batch": 1, "length": 128, "prompt": 64}),
+    "decode": replace(_LLAMA, batch=1, length=128, prompt=64),
 }
+_ON_GPU = {
+    "layer": replace(_ON_CPU["layer"], length=16384),
+    "step": _LARGE,
+    "span": replace(_ON_CPU["span"], batch=48, span=2048),
+    "prompt": _LARGE,
+    "decode": replace(_LARGE, batch=1, length=128, prompt=64),
+}
+WORKLOADS = {"cpu": _ON_CPU, "cuda": _ON_GPU}  # device -> name -> shape
+NAMES = tuple(_ON_CPU)
 TRAINING = ("layer", "step", "span")
 
 
-def model_flops(workload: str, router: str, shape: Shape | None = None) -> float:
+def model_flops(workload: str, router: str, s: Shape) -> float:
     """Model FLOPs of one iteration; for `decode`, of one token.
 
     passes * tokens * MACs per token, where passes is 6 with a backward pass (2 forward, 4 back) and 2 without, and
@@ -54,7 +67,6 @@ def model_flops(workload: str, router: str, shape: Shape | None = None) -> float
       head       D V (for `prompt` one token per sequence)
     Nothing recomputed counts; embeddings, norms and element-wise work do not count.
     """
-    s = shape or WORKLOADS[workload]
     D, F, N, P = s.width, s.expert_width, s.experts, s.state
     layer = s.top_k * (2 if s.family == "span" else 3) * D * F
     layer += D * P + 6 * P * P + P * N if router == "rmoe" else D * N

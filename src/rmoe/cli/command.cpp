@@ -7,6 +7,8 @@
 #include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <new>
@@ -215,6 +217,20 @@ Error from_exception(const std::exception& error) {
   return {Exit::kBug, "internal error: " + text.substr(0, text.find('\n'))};
 }
 
+// What is thrown in a thread of a kernel reaches no handler: the same line and exit code, from there.
+[[noreturn]] void end_from_any_thread() noexcept {
+  int exit_code = static_cast<int>(Exit::kBug);
+  try {
+    if (const std::exception_ptr thrown = std::current_exception()) std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    exit_code = report(error, false);
+  } catch (const std::exception& error) {
+    exit_code = report(from_exception(error), false);
+  } catch (...) {
+  }
+  std::_Exit(exit_code);
+}
+
 // Results that did not reach the reader are a failure, but a reader who closed the pipe has seen enough.
 int finish_output(int exit_code) {
   errno = 0;
@@ -311,6 +327,9 @@ void add_device_option(CLI::App& app, std::string& device) {
   app.add_option("--device", device, "what to compute on: cpu, cuda or cuda:NUMBER")->capture_default_str();
 }
 
-int run_command_line(std::vector<std::string> args) { return finish_output(run(std::move(args))); }
+int run_command_line(std::vector<std::string> args) {
+  std::set_terminate(&end_from_any_thread);
+  return finish_output(run(std::move(args)));
+}
 
 }  // namespace rmoe::cli

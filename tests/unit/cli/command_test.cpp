@@ -3,6 +3,7 @@
 
 #include <iostream>
 #include <memory>
+#include <thread>
 
 #include <CLI/App.hpp>
 #include <gtest/gtest.h>
@@ -52,6 +53,7 @@ void setup_probe(CLI::App& app, Globals& globals) {
     if (options->file == "bad") throw Error(Exit::kBadInput, "probe: it is bad", "make it good");
     if (options->file == "diverged") throw Error(Exit::kDiverged, "probe: loss is nan at step 3");
     if (options->file == "bug") throw std::out_of_range("index");
+    if (options->file == "memory") std::thread([] { throw std::bad_alloc(); }).join();
     if (options->file == "signal") globals.exit_code = 130;
     if (options->file == "folder") std::filesystem::create_directories("/proc/self/stat/x");
     std::cout << options->file << "|" << options->out << "|" << globals.json << globals.quiet << globals.threads;
@@ -103,6 +105,10 @@ TEST(CommandLine, AMistypedOptionIsNoConfigFlag) {
             "rmoe: probe: unknown option --layer\n  help: did you mean '--model.layers'?\n");
   EXPECT_EQ(error({"probe", "--zzzzzz"}),
             "rmoe: probe: unknown option --zzzzzz\n  help: `rmoe probe --help` lists the options\n");
+}
+
+TEST(CommandLine, AFailureInAThreadIsALineToo) {
+  EXPECT_EXIT(run_command_line({"probe", "memory"}), testing::ExitedWithCode(4), "rmoe: out of memory\n  help: ");
 }
 
 TEST(CommandLine, GlobalOptionsStandBeforeOrAfterTheCommand) {
