@@ -129,7 +129,7 @@ struct CrossEntropyRows {
 };
 
 // ops/span_attention.h has the formula; sizes of at least 1.
-constexpr int64_t kSpanMostChannels = 128;
+constexpr int64_t kSpanMostChannels = 96;
 struct SpanAttentionCall {
   int64_t B, H, M, S, C;         // C <= kSpanMostChannels
   HeadRows<const Bf16> q, k, v;  // of M, S + M and S + M positions

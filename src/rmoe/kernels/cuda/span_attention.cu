@@ -37,12 +37,21 @@ template <int kSteps>
 __device__ void load(const Bf16* head, int64_t stride, int64_t rows, int C, int64_t first, int count, Bf16* tile,
                      Bf16* across) {
   using S = Shared<kSteps>;
-  for (int i = static_cast<int>(threadIdx.x); i < count * S::kWidth; i += kThreadsOfTile) {
-    const int r = i / S::kWidth, c = i % S::kWidth;
+  constexpr int kPairs = S::kWidth / 2;
+  const bool aligned = C % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(head) % sizeof(uint32_t) == 0;
+  for (int i = static_cast<int>(threadIdx.x); i < count * kPairs; i += kThreadsOfTile) {
+    const int r = i / kPairs, c = i % kPairs * 2;
     const int64_t row = first + r;
-    const Bf16 value = c < C && row >= 0 && row < rows ? head[row * stride + c] : Bf16{0};
-    if (tile) tile[r * S::kStride + c] = value;
-    if (across) across[c * kAcross + r] = value;
+    const Bf16* at = head + row * stride + c;
+    uint32_t pair = 0;
+    if (row >= 0 && row < rows && c < C) {
+      pair = aligned ? pair_at(at) : at[0].bits | (c + 1 < C ? uint32_t{at[1].bits} << 16 : 0);
+    }
+    if (tile) *reinterpret_cast<uint32_t*>(tile + r * S::kStride + c) = pair;
+    if (across) {
+      across[c * kAcross + r] = {static_cast<uint16_t>(pair)};
+      across[(c + 1) * kAcross + r] = {static_cast<uint16_t>(pair >> 16)};
+    }
   }
 }
 
@@ -330,13 +339,13 @@ __global__ void __launch_bounds__(kThreadsOfTile) keys_kernel(SpanAttentionGradi
 // f(the number of 16 channels that there is code for) for C channels.
 template <class F>
 void with_steps(int64_t C, F&& f) {
-  static_assert(kSpanMostChannels == 128);
+  // Wider ones want more shared memory than a device of compute capability 8.0 has.
+  static_assert(kSpanMostChannels == 96);
   if (C <= 16) return f.template operator()<1>();
   if (C <= 32) return f.template operator()<2>();
   if (C <= 48) return f.template operator()<3>();
   if (C <= 64) return f.template operator()<4>();
-  if (C <= 96) return f.template operator()<6>();
-  f.template operator()<8>();
+  f.template operator()<6>();
 }
 
 }  // namespace
