@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/optional_tensor.h"
 #include "rmoe/ops/reference/added_gate.h"
 
 namespace rmoe {
@@ -14,8 +15,6 @@ const c10::TypedOperatorHandle<Forward>& forward_op() {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::added_gate", "").typed<Forward>();
   return op;
 }
-
-std::optional<Tensor> optional(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
 
 class AddedGate : public torch::autograd::Function<AddedGate> {
  public:

@@ -4,12 +4,12 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/optional_tensor.h"
 #include "rmoe/ops/reference/causal_attention.h"
 
 namespace rmoe {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
 using Rotate = Tensor(const Tensor&, const Tensor&, const Tensor&, bool);
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                                            const OptionalTensor&);
@@ -69,7 +69,6 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto s = ctx->get_saved_variables();
-    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::causal_attention_backward", "").typed<Backward>();
     auto [dq, dk, dv] = op.call(grads[0], s[0], s[1], s[2], optional(s[3]), optional(s[4]), s[5], s[6]);
@@ -173,7 +172,6 @@ Tensor by_library(const Tensor& q_BSHC, const Tensor& k_BSHC, const Tensor& v_BS
 }  // namespace
 
 Tensor causal_attention(const Tensor& q_BSHC, const Tensor& k_BSHC, const Tensor& v_BSHC, const RotaryAngles& angles) {
-  const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
   if (!q_BSHC.is_cpu() && !check::valueless(q_BSHC)) {
     check::causal_attention(q_BSHC, k_BSHC, v_BSHC, optional(angles.cos), optional(angles.sin));
     const auto turned = [&](const Tensor& x) { return angles.cos.defined() ? rotate(x, angles) : x; };

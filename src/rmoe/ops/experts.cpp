@@ -3,18 +3,18 @@
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
 #include "rmoe/ops/derivatives.h"
+#include "rmoe/ops/optional_tensor.h"
 #include "rmoe/ops/reference/experts.h"
 
 namespace rmoe {
 namespace {
 
-using Optional = std::optional<Tensor>;
 using Forward = decltype(reference::experts);
 using Backward = decltype(reference::experts_backward);
 
 std::tuple<Tensor, Tensor> call(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
-                                const Optional& b1, const Tensor& w2, const Optional& b2, const Optional& w3, double p,
-                                int64_t key, bool keep) {
+                                const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                                const OptionalTensor& w3, double p, int64_t key, bool keep) {
   at::AutoDispatchBelowADInplaceOrView below;
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::experts", "").typed<Forward>();
   return op.call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
@@ -23,11 +23,11 @@ std::tuple<Tensor, Tensor> call(const Tensor& x, const Tensor& ids, const Tensor
 class Experts : public torch::autograd::Function<Experts> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& x,
-                                                const Tensor& weights, const Tensor& w1, const Optional& b1,
-                                                const Tensor& w2, const Optional& b2, const Optional& w3,
+                                                const Tensor& weights, const Tensor& w1, const OptionalTensor& b1,
+                                                const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& w3,
                                                 const Tensor& ids, double p, int64_t key) {
     auto [y, before] = call(x, ids, weights, w1, b1, w2, b2, w3, p, key, /*keep=*/true);
-    const auto or_none = [](const Optional& t) { return t.value_or(Tensor()); };
+    const auto or_none = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
     ctx->save_for_backward({x, weights, w1, or_none(b1), w2, or_none(b2), or_none(w3), ids, before});
     ctx->saved_data["p"] = p;
     ctx->saved_data["key"] = key;
@@ -38,7 +38,6 @@ class Experts : public torch::autograd::Function<Experts> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto s = ctx->get_saved_variables();
-    const auto optional = [](const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; };
     // Inputs are numbered without those that are absent.
     bool parameters = false;
     size_t input = 2;
@@ -56,8 +55,8 @@ class Experts : public torch::autograd::Function<Experts> {
 };
 
 std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
-                                            const Optional& b1, const Tensor& w2, const Optional& b2,
-                                            const Optional& w3, double p, int64_t key, bool keep) {
+                                            const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                                            const OptionalTensor& w3, double p, int64_t key, bool keep) {
   check::experts(x, ids, weights, w1, b1, w2, b2, w3, p);
   if (!any_differentiated(x, weights, w1, b1, w2, b2, w3))
     return call(x, ids, weights, w1, b1, w2, b2, w3, p, key, keep);
@@ -67,8 +66,9 @@ std::tuple<Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, 
 
 }  // namespace
 
-void check::experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1, const Optional& b1,
-                    const Tensor& w2, const Optional& b2, const Optional& w3, double p) {
+void check::experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w1,
+                    const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& w3,
+                    double p) {
   if (!checkable("experts", x, ids, weights, w1, b1, w2, b2, w3)) return;
   floating("experts", "x", x);
   floating("experts", "weights", weights);
@@ -107,7 +107,6 @@ TORCH_LIBRARY_IMPL(rmoe, Autograd, m) { m.impl("experts", &experts_autograd); }
 Tensor experts(const Tensor& x_TD, const Tensor& ids_TK, const Tensor& weights_TK, const ExpertWeights& parameters,
                double dropout_p, DropoutKey key) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rmoe::experts", "").typed<Forward>();
-  const auto optional = [](const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; };
   return std::get<0>(op.call(x_TD, ids_TK, weights_TK, parameters.w1_NFD, optional(parameters.b1_NF), parameters.w2_NDF,
                              optional(parameters.b2_ND), optional(parameters.w3_NFD), dropout_p,
                              static_cast<int64_t>(key.value), /*keep=*/false));

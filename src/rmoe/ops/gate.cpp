@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/optional_tensor.h"
 #include "rmoe/ops/reference/gate.h"
 
 namespace rmoe {
@@ -9,8 +10,6 @@ namespace {
 
 using Forward = decltype(reference::gate);
 using Backward = decltype(reference::gate_backward);
-
-std::optional<Tensor> optional(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
 
 class GateFunction : public torch::autograd::Function<GateFunction> {
  public:

@@ -2,6 +2,7 @@
 
 #include "rmoe/base/error.h"
 #include "rmoe/ops/checks.h"
+#include "rmoe/ops/optional_tensor.h"
 #include "rmoe/ops/reference/recurrent_stage.h"
 
 namespace rmoe {
@@ -17,8 +18,6 @@ int64_t gates_of(std::string_view cell) {
   RMOE_CHECK(cell == "lstm", "recurrent_stage: unknown cell '", cell, "', expected rnn, gru or lstm");
   return 4;
 }
-
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 class RecurrentStage : public torch::autograd::Function<RecurrentStage> {
  public:

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "rmoe/kernels/cpu/isa.h"
-#include "rmoe/ops/torch.h"
+#include "rmoe/ops/cpu/pointers.h"
 
 namespace rmoe::cpu {
 
@@ -18,17 +18,14 @@ class Fp32 {
   Tensor tensor_;
 };
 
-template <class T>
-constexpr at::ScalarType kScalarType = std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
-
 // The elements of a tensor of this type, null for another type.
 template <class T>
 const T* data_if(const Tensor& t) {
-  return t.scalar_type() == kScalarType<T> ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+  return t.scalar_type() == kTypeOf<T> ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
 }
 template <class T>
 T* mutable_data_if(const Tensor& t) {
-  return t.scalar_type() == kScalarType<T> ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+  return t.scalar_type() == kTypeOf<T> ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
 // f(table) with the kernels that multiply fp32 fastest on this CPU; false where there are none for x's dtype.

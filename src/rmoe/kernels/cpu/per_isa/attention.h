@@ -123,30 +123,10 @@ inline int64_t stride_of(int64_t n) { return round_up(n, kPanel) + 16; }
 // Zeros outside of lanes [begin, end).
 inline Vec between(Vec x, int64_t begin, int64_t end) { return first(Vec(0.0f), begin, first(x, end, Vec(0.0f))); }
 
-// Hands out pieces of one thread's memory: once without any, to learn the size, and once with it.
-class Carver {
- public:
-  explicit Carver(std::byte* memory = nullptr) : memory_(memory) {}
-  template <class U>
-  void take(U*& piece, int64_t count) {
-    if (memory_) piece = reinterpret_cast<U*>(memory_ + used_);
-    used_ += round_up(count * static_cast<int64_t>(sizeof(U)), 64) + 64;  // off the powers of two
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* memory_;
-  int64_t used_ = 0;
-};
-// Buffers has a constructor that takes its pieces: Buffers(Carver&, sizes...).
-template <class Buffers, class... Sizes>
-Buffers make_buffers(int slot, Sizes... sizes) {
-  Carver measure;
-  Buffers(measure, sizes...);
-  Carver carver(scratch<std::byte>(slot, measure.used()));
-  return Buffers(carver, sizes...);
-}
 enum Slot { kOfThread, kOfAll };
+
+// Of scores.
+inline float scale_of(int64_t C) { return static_cast<float>(1 / std::sqrt(static_cast<double>(C))); }
 
 // out[c], out[c + half] = the pair (x[c], x[c + half]) turned by the angle of cos[c] and sin[c], or backwards.
 template <bool kInverse, class Out, class In>

@@ -20,8 +20,6 @@ struct Causal {
   int64_t seen;
 };
 
-float scale_of(int64_t C) { return static_cast<float>(1 / std::sqrt(static_cast<double>(C))); }
-
 // out[i] = x(i), turned to its position first + i where there is a rotation, for i < rows: [rows, padded_depth(C)].
 template <class Row>
 void gather_turned(T* out, const CausalAttention<T>& a, Row&& row, int64_t first, int64_t rows) {
@@ -80,7 +78,7 @@ void few_queries(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
 #pragma omp parallel for schedule(static) if (worth_threads(heads * a.Sq * a.Sk * a.C))
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t b = head / a.H, h = head % a.H, kv = h / (a.H / a.Hkv);
-    const auto w = make_buffers<FewQueries>(kOfThread, a.C, a.Sk);
+    const auto w = carve<FewQueries>(kOfThread, a.C, a.Sk);
     if (a.cos) gather_turned(w.turned, a, [&](int64_t j) { return a.k(b, kv, j); }, 0, a.Sk);
     const T* keys = a.cos ? w.turned : a.k(b, kv, 0);
     const int64_t key_stride = a.cos ? padded_depth<T>(a.C) : a.k.position;
@@ -108,7 +106,7 @@ void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
   for (int64_t kv_head = 0; kv_head < groups; ++kv_head) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t b = kv_head / a.Hkv, kv = kv_head % a.Hkv, ldo = round_up(a.C, kPanel);
-      const auto buffers = make_buffers<HeadForward>(kOfThread, a.C, a.Sk);
+      const auto buffers = carve<HeadForward>(kOfThread, a.C, a.Sk);
       if (a.cos) {
         gather_turned(buffers.turned, a, [&](int64_t j) { return a.k(b, kv, j); }, 0, a.Sk);
         pack_nk(buffers.keys_nk, [&](int64_t j) { return buffers.turned + j * padded_depth<T>(a.C); }, a.Sk, a.C);
@@ -138,7 +136,7 @@ void backward(const CausalAttention<T>& a, HeadRows<const T> grad, HeadRows<cons
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t kv_head = 0; kv_head < groups; ++kv_head) {
     const int64_t b = kv_head / a.Hkv, kv = kv_head % a.Hkv, ldk = padded_depth<T>(a.C);
-    const auto buffers = make_buffers<HeadBackward>(kOfThread, a.C, a.Sk);
+    const auto buffers = carve<HeadBackward>(kOfThread, a.C, a.Sk);
     const auto& w = buffers.w;
     gather_turned(buffers.turned, a, [&](int64_t j) { return a.k(b, kv, j); }, 0, a.Sk);
     pack_nk(buffers.keys_nk, [&](int64_t j) { return buffers.turned + j * ldk; }, a.Sk, a.C);

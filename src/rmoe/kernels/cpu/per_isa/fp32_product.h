@@ -265,32 +265,6 @@ inline float dot(const float* a, const float* w, int64_t k) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Cuts one piece of memory into arrays, aligned to cache lines. Without memory it only counts.
-class Carver {
- public:
-  explicit Carver(std::byte* base = nullptr) : base_(base) {}
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t at = used_;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  int64_t used_ = 0;
-};
-
-// The arrays of a struct that takes them from a carver in its constructor, in a thread's scratch memory.
-template <class Arrays, class... Args>
-Arrays carve(int slot, const Args&... args) {
-  Carver count;
-  Arrays(count, args...);
-  Carver carver(scratch<std::byte>(slot, count.used()));
-  return Arrays(carver, args...);
-}
-
 // Gradients of weights are sums over tokens: each chunk of tokens has a partial sum of its own, and the partial sums
 // are added in order. Chunks depend on the shapes alone, so that the result does not depend on the threads.
 struct Chunks {

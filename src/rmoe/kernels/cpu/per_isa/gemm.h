@@ -53,6 +53,36 @@ T* scratch(int slot, int64_t count) {
   return reinterpret_cast<T*>(blocks[slot].at_least(static_cast<size_t>(count) * sizeof(T) + 64));
 }
 
+// Cuts one piece of memory into arrays, aligned to cache lines. Without memory it only counts.
+class Carver {
+ public:
+  explicit Carver(std::byte* memory = nullptr) : memory_(memory) {}
+  template <class U>
+  U* take(int64_t count) {
+    const int64_t at = used_;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(U)), 64) + 64;  // off the powers of two
+    return memory_ ? reinterpret_cast<U*>(memory_ + at) : nullptr;
+  }
+  template <class U>
+  void take(U*& array, int64_t count) {
+    array = take<U>(count);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  std::byte* memory_;
+  int64_t used_ = 0;
+};
+
+// The arrays of a struct that takes them from a carver in its constructor, in a thread's scratch memory.
+template <class Arrays, class... Args>
+Arrays carve(int slot, const Args&... args) {
+  Carver count;
+  Arrays(count, args...);
+  Carver carver(scratch<std::byte>(slot, count.used()));
+  return Arrays(carver, args...);
+}
+
 #if defined(__AVX512F__)
 
 // Row i of the 16x16 matrix of 32-bit elements becomes column i.

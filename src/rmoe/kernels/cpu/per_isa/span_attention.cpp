@@ -37,22 +37,15 @@ struct Span {
 // [rows, position_stride(S)] behind a vector's worth of memory that is read but not used.
 int64_t position_stride(int64_t S) { return round_up(S, kPanel) + kPanel; }
 
-float scale_of(int64_t C) { return static_cast<float>(1 / std::sqrt(static_cast<double>(C))); }
-
-template <class F>
-void with_key_pe(Weight<T> w, F&& f) {
-  w.master ? f(w.master) : f(w.narrow);
-}
-
 // key_pe [C, S] as B of the products q key_pe and dscores key_pe^T.
 struct PackedPositions {
-  PackedPositions(Carver& carver, const SpanAttention<T>* a, bool backward, int64_t) {
+  PackedPositions(Carver& carver, const SpanAttention<T>* a, bool backward) {
     carver.take(kn, packed_size<T>(a->C, a->S));
     if (backward) carver.take(nk, packed_size<T>(a->S, a->C));
     if (backward) carver.take(dkey_pe, a->B * a->H * a->C * stride_of(a->S));
   }
   void pack(const SpanAttention<T>& a) {
-    with_key_pe(a.key_pe, [&](const auto* key_pe) {
+    with_weight(a.key_pe, [&](const auto* key_pe) {
       pack_kn(kn, [&](int64_t c) { return key_pe + c * a.S; }, a.S, a.C);
       if (nk) pack_nk(nk, [&](int64_t c) { return key_pe + c * a.S; }, a.C, a.S);
     });
@@ -108,7 +101,7 @@ void few_queries(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
     for (int64_t m = 0; m < a.M; ++m) {
       store_row(q, a.q(b, h, m), a.C);
       std::fill_n(scores, a.S, 0.0f);
-      with_key_pe(a.key_pe, [&](const auto* key_pe) {
+      with_weight(a.key_pe, [&](const auto* key_pe) {
         for (int64_t c = 0; c < a.C; ++c) {
           for_each_stretch(a.S, [&](int64_t l, int64_t n) {
             store(scores + l, fma(Vec(q[c]), load(key_pe + c * a.S + l, n), load(scores + l, n)), n);
@@ -135,7 +128,7 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
   const int64_t pieces = std::clamp<int64_t>(2 * omp_get_max_threads() / heads, 1, blocks);
   const int64_t per_piece = (blocks + pieces - 1) / pieces * kQueries;
   const int64_t most_keys = std::min(per_piece, a.M) + a.S;
-  auto positions = make_buffers<PackedPositions>(kOfAll, &a, false, int64_t{0});
+  auto positions = carve<PackedPositions>(kOfAll, &a, false);
   positions.pack(a);
   const float factor = scale_of(a.C) * kUnit;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
@@ -143,7 +136,7 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t b = head / a.H, h = head % a.H, start = piece * per_piece, stop = std::min(a.M, start + per_piece);
       if (start >= stop) continue;
-      const auto buffers = make_buffers<HeadForward>(kOfThread, &a, most_keys);
+      const auto buffers = carve<HeadForward>(kOfThread, &a, most_keys);
       const int64_t keys = a.S + stop - start - 1;
       pack_nk(buffers.keys_nk, [&](int64_t j) { return a.k(b, h, start + j); }, keys, a.C);
       pack_kn(buffers.values_kn, [&](int64_t j) { return a.v(b, h, start + j); }, a.C, keys);
@@ -174,7 +167,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
               HeadRows<T> dq, HeadRows<T> dk, HeadRows<T> dv, float* dkey_pe) {
   const int64_t heads = a.B * a.H, keys = a.S + a.M, ld_keys = stride_of(keys), ld_pe = stride_of(a.S);
   const int64_t ldo = round_up(a.C, kPanel);
-  auto positions = make_buffers<PackedPositions>(kOfAll, &a, true, int64_t{0});
+  auto positions = carve<PackedPositions>(kOfAll, &a, true);
   positions.pack(a);
   const float scale = scale_of(a.C), factor = scale * kUnit;
   const auto share = static_cast<float>(1 - a.dropout), of_scores = scale / share;
@@ -183,7 +176,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
 #pragma omp for schedule(dynamic, 1)
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t b = head / a.H, h = head % a.H;
-      const auto buffers = make_buffers<HeadBackward>(kOfThread, &a, keys);
+      const auto buffers = carve<HeadBackward>(kOfThread, &a, keys);
       const auto& w = buffers.w;
       pack_nk(buffers.keys_nk, [&](int64_t j) { return a.k(b, h, j); }, keys, a.C);
       pack_kn(buffers.keys_kn, [&](int64_t j) { return a.k(b, h, j); }, a.C, keys);
