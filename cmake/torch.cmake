@@ -19,7 +19,7 @@ print(spec.submodule_search_locations[0] if spec and spec.origin else '', end=''
   endforeach()
   if(NOT RMOE_TORCH_DIR)
     message(FATAL_ERROR "no torch in ${Python_EXECUTABLE}'s environment: `pip install torch` first (2.11 or newer), or "
-                        "give -C cmake.define.RMOE_TORCH_DIR=/path/to/site-packages/torch")
+                        "give --config-settings cmake.define.RMOE_TORCH_DIR=/path/to/site-packages/torch")
   endif()
 endif()
 if(NOT RMOE_TORCH_DIR)

@@ -67,7 +67,8 @@ class Package(unittest.TestCase):
         cls.work = pathlib.Path(tempfile.mkdtemp(prefix="rmoe-package-"))
         cls.addClassCleanup(shutil.rmtree, cls.work, ignore_errors=True)
         run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-index", "--no-build-isolation", "-w",
-            cls.work / "wheel", "-C", f"build-dir={cls.work}/build", "-C", f"cmake.define.RMOE_BUILT={BUILD}")
+            cls.work / "wheel", f"--config-settings=build-dir={cls.work}/build",
+            f"--config-settings=cmake.define.RMOE_BUILT={BUILD}")
         (cls.wheel,) = (cls.work / "wheel").glob("*.whl")
 
     def test_the_wheel_holds_the_package_and_the_library(self):
