@@ -197,10 +197,12 @@ class GridTest : public ::testing::Test {
   TempDir dir_;
 };
 
+// As the trainer does, writes a summary whole or not at all: the grid may look at any time.
 constexpr const char* kWorks =
     "if [ \"$1\" = train ]; then shift 2\n"
     "  while [ \"$1\" != --out ]; do shift; done\n"
-    "  mkdir -p \"$2\"; echo trained >> \"$2/log\"; echo '{\"finished\": true}' > \"$2/summary.json\"\n"
+    "  mkdir -p \"$2\"; echo trained >> \"$2/log\"\n"
+    "  echo '{\"finished\": true}' > \"$2/summary.tmp\"; mv \"$2/summary.tmp\" \"$2/summary.json\"\n"
     "else mkdir -p \"$2/eval\"; echo '{}' > \"$2/eval/$4.json\"; echo $4 >> \"$2/log\"; fi\n";
 
 TEST_F(GridTest, TrainsAndEvaluatesOnceAndGoesOn) {
