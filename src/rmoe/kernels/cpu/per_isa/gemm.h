@@ -688,16 +688,17 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
 #endif
   constexpr int64_t kStep = gemm::kVecs * Vec::kLanes;
   constexpr int64_t kPair = std::is_same_v<T, Bf16> ? 2 : 1;
+  const int64_t end = round_up(k, kPair);  // the zeros behind are the tiles'
   // Sums of sums: a long chain of additions would lose more digits than a library's product does.
   constexpr int64_t kChain = 256;
   for (int64_t j = 0; j < n; j += kStep) {
     const T* panel = b + j / kPanel * kPanel * panel_depth + j % kPanel * kPair;
     for (int64_t i = 0; i < m; i += gemm::kRows) {
       const int64_t rows = std::min(gemm::kRows, m - i);
-      for (int64_t d = 0; d < depth; d += kChain) {
+      for (int64_t d = 0; d < end; d += kChain) {
         const auto tile =
             n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
-        tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, depth - d),
+        tile(rows, c + i * ldc + j, ldc, a + i * lda + d, lda, panel + d * kPanel, std::min(kChain, end - d),
              accumulate || d > 0, 1);
       }
     }
