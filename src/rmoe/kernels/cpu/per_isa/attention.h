@@ -25,11 +25,19 @@ namespace attention {
 using T = RMOE_TYPE;
 
 constexpr bool kNarrow = std::is_same_v<T, Bf16>;
-constexpr int64_t kQueries = kNarrow ? 64 : 32;  // rows of a block; a multiple of kPanel
+constexpr int64_t kQueries = kNarrow ? 64 : 32;  // most rows of a block; a multiple of kPanel
 constexpr int64_t kGroup = 32;      // rows whose scores are made at once: with kKeys, they stay in the L1 cache
 constexpr int64_t kKeys = 128;      // columns of them
 constexpr int64_t kStretch = 768;   // columns whose weights backward holds at once: those of a block stay in L2
 constexpr int64_t kFewQueries = 4;  // up to so many, keys and values are read in place
+
+// Rows of a block. The band of fewer has fewer columns that only some of them see; AMX wants sums over more of them.
+inline int64_t block_of_queries() {
+#if defined(__AMX_BF16__)
+  if (kNarrow && gemm::use_amx()) return kQueries;
+#endif
+  return 32;
+}
 
 // The softmax is computed with powers of e in fp32 and, which takes fewer steps and loses more of a large score's
 // digits, powers of 2 in bf16: scores and log-sum-exps are in units of this.
@@ -170,56 +178,78 @@ struct ForwardBuffers {
     carver.take(scores, kQueries * kKeys);
     carver.take(weights, kQueries * kKeys);
     carver.take(out, kQueries * round_up(C, kPanel));
-    carver.take(largest, kQueries);
+    carver.take(shift, kQueries);
     carver.take(sums, kQueries * Vec::kLanes);
   }
   T* q = nullptr;            // [kQueries, padded_depth(C)]
   float* scores = nullptr;   // [kQueries, kKeys]
   T* weights = nullptr;      // the same
   float* out = nullptr;      // [kQueries, round_up(C, kPanel)]: sums of weighted values
-  float* largest = nullptr;  // [kQueries]: score so far
+  float* shift = nullptr;    // [kQueries]: what the weights are relative to
   float* sums = nullptr;     // [kQueries, lanes]: of the weights so far
 };
 
-// One row of the scores of columns [at, at + n) to weights, relative to the row's largest score so far; what was summed
-// before is scaled where that rises.
+// f(c, whole) for the vectors of columns that hold some of [begin, end); whole, a type, says that they hold nothing else.
+template <class F>
+[[gnu::always_inline]] inline void for_each_seen(int64_t begin, int64_t end, F&& f) {
+  int64_t c = begin / Vec::kLanes * Vec::kLanes;
+  if (c < begin && c < end) f(c, std::false_type{}), c += Vec::kLanes;
+  for (; c + Vec::kLanes <= end; c += Vec::kLanes) f(c, std::true_type{});
+  if (c < end) f(c, std::false_type{});
+}
+
+// f(c) for the vectors of columns [0, round_up(n, kPanel)) that hold none of [begin, end).
+template <class F>
+inline void for_each_unseen(int64_t begin, int64_t end, int64_t n, F&& f) {
+  for (int64_t c = 0; c < begin / Vec::kLanes * Vec::kLanes; c += Vec::kLanes) f(c);
+  for (int64_t c = round_up(std::max(begin / Vec::kLanes * Vec::kLanes, end), Vec::kLanes); c < round_up(n, kPanel);
+       c += Vec::kLanes)
+    f(c);
+}
+
+// One row of the scores of columns [at, at + n) to weights, relative to `shift`, a score of the row; what was summed
+// before is scaled where that rises. In fp32 it is the largest score so far. In bf16, where weights lose nothing by
+// being large, it is the largest of the first few scores, until others are so far above that sums could overflow.
 template <class Row>
 void weigh(const Row& row, const float* scores, T* weights, int64_t at, int64_t n, float factor, bool first_columns,
-           float& largest, float* sums, float* out, int64_t C) {
+           float& shift, float* sums, float* out, int64_t C) {
   const int64_t begin = std::clamp<int64_t>(row.begin - at, 0, n), end = std::clamp<int64_t>(row.end - at, 0, n);
-  const int64_t from = begin / Vec::kLanes * Vec::kLanes, width = round_up(n, kPanel);
-  const auto whole = [&](int64_t c) { return c >= begin && c + Vec::kLanes <= end; };
-
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  Vec most(kLowest);
-  for (int64_t c = from; c < end; c += Vec::kLanes) {
-    Vec score = row.score(load(scores + c), at + c);
-    if (!whole(c)) score = first(Vec(kLowest), begin - c, first(score, end - c, Vec(kLowest)));
-    most = max(score, most);
-  }
-  const float before = first_columns ? kLowest : largest, now = std::max(before, max(most));
-  largest = now;
-  Vec sum_before(0.0f);
-  if (!first_columns) {
-    sum_before = load(sums);
-    if (now > before) {
-      const Vec shrink = power(Vec((before - now) * factor));
-      sum_before = sum_before * shrink;
-      for (int64_t c = 0; c < C; c += Vec::kLanes) store(out + c, load(out + c) * shrink);
-    }
-  }
+  Vec sum_before = first_columns ? Vec(0.0f) : load(sums);
+  if (first_columns) shift = kLowest;
 
-  const Vec scale(factor), shift(now * factor);
-  Vec sum(0.0f);  // of these columns: a long chain of additions loses digits
-  for (int64_t c = 0; c < from; c += Vec::kLanes) store(weights + c, Vec(0.0f));
-  for (int64_t c = from; c < end; c += Vec::kLanes) {
-    Vec weight = weight_of(row.score(load(scores + c), at + c), scale, shift);
-    if (!whole(c)) weight = between(weight, begin - c, end - c);
-    sum = sum + weight;
-    store(weights + c, apply(row.kept(at + c), weight));
+  int64_t looked_at = kNarrow ? std::min(end, round_up(begin + 1, Vec::kLanes)) : end;
+  bool raise = first_columns || !kNarrow;
+  Vec sum;  // of these columns: a long chain of additions loses digits
+  for (;;) {
+    if (raise) {
+      Vec most(kLowest);
+      for_each_seen(begin, looked_at, [&](int64_t c, auto whole) {
+        Vec score = row.score(load(scores + c), at + c);
+        if (!whole) score = first(Vec(kLowest), begin - c, first(score, looked_at - c, Vec(kLowest)));
+        most = max(score, most);
+      });
+      const float before = shift;
+      shift = std::max(before, max(most));
+      if (!first_columns && shift > before) {
+        const Vec shrink = power(Vec((before - shift) * factor));
+        sum_before = sum_before * shrink;
+        for (int64_t c = 0; c < C; c += Vec::kLanes) store(out + c, load(out + c) * shrink);
+      }
+    }
+    const Vec scale(factor), scaled_shift(shift * factor);
+    sum = Vec(0.0f);
+    for_each_seen(begin, end, [&](int64_t c, auto whole) {
+      Vec weight = weight_of(row.score(load(scores + c), at + c), scale, scaled_shift);
+      if (!whole) weight = between(weight, begin - c, end - c);
+      sum = sum + weight;
+      store(weights + c, apply(row.kept(at + c), weight));
+    });
+    if (!kNarrow || (raise && looked_at == end) || !(max(sum) > 0x1p40f)) break;
+    looked_at = end;
+    raise = true;
   }
-  for (int64_t c = std::max(from, round_up(end, Vec::kLanes)); c < width; c += Vec::kLanes)
-    store(weights + c, Vec(0.0f));
+  for_each_unseen(begin, end, n, [&](int64_t c) { store(weights + c, Vec(0.0f)); });
   store(sums, sum_before + sum);
 }
 
@@ -233,14 +263,14 @@ void attend(const ForwardBuffers& w, const Band& band, int64_t rows, float facto
     const int64_t n = std::min(kKeys, band.columns - at);
     multiply(w.scores, kKeys, w.q, ldq, columns_of(band.keys_nk, at, band.C), rows, n, band.C);
     for (int64_t r = 0; r < rows; ++r) {
-      weigh(sight.row(r), w.scores + r * kKeys, w.weights + r * kKeys, at, n, factor, at == 0, w.largest[r],
+      weigh(sight.row(r), w.scores + r * kKeys, w.weights + r * kKeys, at, n, factor, at == 0, w.shift[r],
             w.sums + r * Vec::kLanes, w.out + r * ldo, band.C);
     }
     multiply(w.out, ldo, w.weights, kKeys, rows_of(band.values_kn, at), rows, band.C, n, at > 0, band.depth);
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float total = sum(load(w.sums + r * Vec::kLanes));
-    lse[r] = w.largest[r] * factor / kUnit + std::log(total);
+    lse[r] = w.shift[r] * factor / kUnit + std::log(total);
     const Vec divisor(static_cast<float>(1 / (static_cast<double>(total) * share)));
     for (int64_t c = 0; c < band.C; c += Vec::kLanes) store(w.out + r * ldo + c, load(w.out + r * ldo + c) * divisor);
   }
@@ -283,18 +313,16 @@ template <class Row>
 void differentiate(const Row& row, const float* scores, const float* dweights, T* weights, T* dscores, int64_t at,
                    int64_t n, float factor, float lse, float inner) {
   const int64_t begin = std::clamp<int64_t>(row.begin - at, 0, n), end = std::clamp<int64_t>(row.end - at, 0, n);
-  const int64_t from = begin / Vec::kLanes * Vec::kLanes, width = round_up(n, kPanel);
   const Vec scale(factor), shift(lse), mean(inner);
-  const auto clear = [&](int64_t c) { store(weights + c, Vec(0.0f)), store(dscores + c, Vec(0.0f)); };
-  for (int64_t c = 0; c < from; c += Vec::kLanes) clear(c);
-  for (int64_t c = from; c < end; c += Vec::kLanes) {
+  for_each_seen(begin, end, [&](int64_t c, auto whole) {
     Vec weight = weight_of(row.score(load(scores + c), at + c), scale, shift);
     const auto kept = row.kept(at + c);
-    if (c < begin || c + Vec::kLanes > end) weight = between(weight, begin - c, end - c);
+    if (!whole) weight = between(weight, begin - c, end - c);
     store(weights + c, apply(kept, weight));
     store(dscores + c, weight * (apply(kept, load(dweights + c)) - mean));
-  }
-  for (int64_t c = std::max(from, round_up(end, Vec::kLanes)); c < width; c += Vec::kLanes) clear(c);
+  });
+  for_each_unseen(begin, end, n,
+                  [&](int64_t c) { store(weights + c, Vec(0.0f)), store(dscores + c, Vec(0.0f)); });
 }
 
 // Sums over the blocks of one head's queries, by column of the packed keys; ld: padded number of keys.

@@ -98,7 +98,8 @@ void few_queries(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
 void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
   if (a.Sq <= kFewQueries) return few_queries(a, out, lse);
   const int64_t groups = a.B * a.Hkv, group = a.H / a.Hkv, past = a.Sk - a.Sq;
-  const int64_t blocks = (a.Sq + kQueries - 1) / kQueries, items = group * blocks;  // of a key-value head
+  const int64_t queries = block_of_queries(), blocks = (a.Sq + queries - 1) / queries;
+  const int64_t items = group * blocks;  // of a key-value head
   // Several pieces of a key-value head's work where there are fewer of them than threads; each packs the keys.
   const int64_t pieces = std::clamp<int64_t>(2 * omp_get_max_threads() / groups, 1, items);
   const float factor = scale_of(a.C) * kUnit;
@@ -116,8 +117,8 @@ void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
       pack_kn(buffers.values_kn, [&](int64_t j) { return a.v(b, kv, j); }, a.C, a.Sk);
       // Long and short blocks mixed: pieces of equal work.
       for (int64_t item = piece; item < items; item += pieces) {
-        const int64_t h = kv * group + item / blocks, m = item % blocks * kQueries;
-        const int64_t rows = std::min(kQueries, a.Sq - m);
+        const int64_t h = kv * group + item / blocks, m = item % blocks * queries;
+        const int64_t rows = std::min(queries, a.Sq - m);
         gather_turned(buffers.w.q, a, [&](int64_t r) { return a.q(b, h, m + r); }, m, rows);
         const Band band = {buffers.keys_nk,       buffers.values_kn, nullptr, nullptr,
                            padded_depth<T>(a.Sk), past + m + rows,   a.C};
@@ -131,7 +132,7 @@ void forward(const CausalAttention<T>& a, HeadRows<T> out, float* lse) {
 void backward(const CausalAttention<T>& a, HeadRows<const T> grad, HeadRows<const T> out, const float* lse,
               HeadRows<T> dq, HeadRows<T> dk, HeadRows<T> dv) {
   const int64_t groups = a.B * a.Hkv, group = a.H / a.Hkv, past = a.Sk - a.Sq;
-  const int64_t ldo = round_up(a.C, kPanel), ld_keys = stride_of(a.Sk);
+  const int64_t ldo = round_up(a.C, kPanel), ld_keys = stride_of(a.Sk), queries = block_of_queries();
   const float scale = scale_of(a.C), factor = scale * kUnit;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t kv_head = 0; kv_head < groups; ++kv_head) {
@@ -145,8 +146,8 @@ void backward(const CausalAttention<T>& a, HeadRows<const T> grad, HeadRows<cons
     std::fill_n(buffers.dk_t, a.C * ld_keys, 0.0f);
     std::fill_n(buffers.dv_t, a.C * ld_keys, 0.0f);
     for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-      for (int64_t m = 0; m < a.Sq; m += kQueries) {
-        const int64_t rows = std::min(kQueries, a.Sq - m);
+      for (int64_t m = 0; m < a.Sq; m += queries) {
+        const int64_t rows = std::min(queries, a.Sq - m);
         gather_turned(w.q, a, [&](int64_t r) { return a.q(b, h, m + r); }, m, rows);
         gather(w.dout, [&](int64_t r) { return grad(b, h, m + r); }, rows, a.C);
         for (int64_t r = 0; r < rows; ++r) {

@@ -364,20 +364,6 @@ void backward_rows(const ExpertsBackward<T>& p, int64_t expert, int64_t begin, i
   });
 }
 
-// out = (add ? out : 0) + value, for n elements that are not read again soon.
-void write_gradient(float* out, const float* value, int64_t n, bool add) {
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Vec) == 0;
-  for_each_stretch(n, [&](int64_t i, int64_t count) {
-    if (add) {
-      store(out + i, load(out + i, count) + load(value + i, count), count);
-    } else if (aligned && count == Vec::kLanes) {
-      stream(out + i, load(value + i));
-    } else {
-      store(out + i, load(value + i, count), count);
-    }
-  });
-}
-
 // Rows [i, i + m) of a weight's gradient, d(i) [n] (+)= sum over r < rows of left(r)[i] * right(r): the rows of an
 // expert, or kSummed of them.
 template <class Left, class Right, class Out>

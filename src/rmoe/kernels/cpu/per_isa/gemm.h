@@ -83,6 +83,20 @@ Arrays carve(int slot, const Args&... args) {
   return Arrays(carver, args...);
 }
 
+// out = (add ? out : 0) + value, for n elements that are not read again soon: stream_fence() before others read them.
+inline void write_gradient(float* out, const float* value, int64_t n, bool add) {
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Vec) == 0;
+  for_each_stretch(n, [&](int64_t i, int64_t count) {
+    if (add) {
+      store(out + i, load(out + i, count) + load(value + i, count), count);
+    } else if (aligned && count == Vec::kLanes) {
+      stream(out + i, load(value + i));
+    } else {
+      store(out + i, load(value + i, count), count);
+    }
+  });
+}
+
 #if defined(__AVX512F__)
 
 // Row i of the 16x16 matrix of 32-bit elements becomes column i.
@@ -154,6 +168,9 @@ inline __m512i load_32(const Bf16* p, int64_t n) {
 inline __m512i load_32(const float* p, int64_t n) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(p + (n > 16 ? 16 : 0), n - 16).v, load(p, n).v));
 }
+inline void prefetch_32(const Bf16* p) { prefetch(p); }
+inline void prefetch_32(const float* p) { prefetch(p), prefetch(p + 16); }
+constexpr int64_t kPackAhead = 128, kPackRowsAhead = 8;
 // 16 elements of each of two rows as bf16, taken in turn; zeros behind the first n.
 inline __m512i load_pairs(const Bf16* even, const Bf16* odd, int64_t n) {
   tell_read(even, std::min<int64_t>(n, 16));
@@ -242,7 +259,14 @@ void pack_nk(T* out, Row&& row, int64_t n, int64_t k) {
       Bf16* panel = out + j / kPanel * depth * kPanel + j % kPanel * 2;
       for (int64_t i = 0; i < depth; i += 32) {
         __m512i r[16];
-        for (int64_t c = 0; c < 16; ++c) r[c] = j + c < n ? load_32(row(j + c) + i, k - i) : _mm512_setzero_si512();
+        for (int64_t c = 0; c < 16; ++c) {
+          if (j + c < n) {
+            prefetch_32(row(j + c) + i + kPackAhead);
+            r[c] = load_32(row(j + c) + i, k - i);
+          } else {
+            r[c] = _mm512_setzero_si512();
+          }
+        }
         transpose(r);
         for (int64_t c = 0; c < 16; ++c) _mm512_storeu_si512(panel + (i / 2 + c) * kPanel * 2, r[c]);
       }
@@ -288,8 +312,11 @@ void pack_kn(T* out, Row&& row, int64_t n, int64_t k) {
       }
       const auto *even = row(i), *odd = row(std::min(i + 1, k - 1));
       const __m512i both = i + 1 < k ? _mm512_set1_epi32(-1) : _mm512_set1_epi32(0xffff);
+      const auto *even_ahead = row(std::min(i + kPackRowsAhead, k - 1)), *odd_ahead = row(std::min(i + kPackRowsAhead + 1, k - 1));
       for (int64_t j = 0; j < width; j += 16) {
         const int64_t at = std::min(j, n);
+        prefetch(even_ahead + at);
+        prefetch(odd_ahead + at);
         const __m512i pairs = _mm512_and_si512(both, load_pairs(even + at, odd + at, n - j));
         _mm512_storeu_si512(line + j / kPanel * kPanel * depth + j % kPanel * 2, pairs);
       }
@@ -384,6 +411,12 @@ constexpr int64_t kRows = 12;  // with two vectors of columns: 24 sums, 2 of B a
 constexpr int64_t kRows = 6;  // two vectors of 8 columns: 12 sums of 16 registers
 #endif
 constexpr int64_t kVecs = 2;
+
+// Rows of a tile, at most kRows, for m of them: tiles of even height, since a low one waits for its own sums.
+inline int64_t even_rows(int64_t m) {
+  const int64_t tiles = std::max<int64_t>(1, (m + kRows - 1) / kRows);
+  return std::max<int64_t>(1, (m + tiles - 1) / tiles);
+}
 
 // R rows by kVecs vectors of C. b is the packed panel, from its first used column on. a_step: from one k to the next.
 template <int64_t R, int64_t V>
@@ -691,10 +724,11 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
   const int64_t end = round_up(k, kPair);  // the zeros behind are the tiles'
   // Sums of sums: a long chain of additions would lose more digits than a library's product does.
   constexpr int64_t kChain = 256;
+  const int64_t tile_height = gemm::even_rows(m);
   for (int64_t j = 0; j < n; j += kStep) {
     const T* panel = b + j / kPanel * kPanel * panel_depth + j % kPanel * kPair;
-    for (int64_t i = 0; i < m; i += gemm::kRows) {
-      const int64_t rows = std::min(gemm::kRows, m - i);
+    for (int64_t i = 0; i < m; i += tile_height) {
+      const int64_t rows = std::min(tile_height, m - i);
       for (int64_t d = 0; d < end; d += kChain) {
         const auto tile =
             n - j > Vec::kLanes ? &gemm::tile_rows<2, gemm::kRows, T> : &gemm::tile_rows<1, gemm::kRows, T>;
@@ -710,10 +744,11 @@ void multiply(float* c, int64_t ldc, const T* a, int64_t lda, const T* b, int64_
 inline void multiply_strided(float* c, int64_t ldc, const float* a, int64_t lda, int64_t a_step, const float* b,
                              int64_t m, int64_t n, int64_t k, bool accumulate) {
   constexpr int64_t kPiece = 128;
+  const int64_t tile_height = gemm::even_rows(m);
   for (int64_t j = 0; j < n; j += gemm::kVecs * Vec::kLanes) {
     const float* panel = b + j / kPanel * kPanel * k + j % kPanel;
-    for (int64_t i = 0; i < m; i += gemm::kRows) {
-      const int64_t rows = std::min(gemm::kRows, m - i);
+    for (int64_t i = 0; i < m; i += tile_height) {
+      const int64_t rows = std::min(tile_height, m - i);
       float* block = c + i * ldc + j;
       for (int64_t at = 0; at < std::max<int64_t>(k, 1); at += kPiece) {
         const float *rows_of_a = a + i * lda + at * a_step, *rows_of_b = panel + at * kPanel;

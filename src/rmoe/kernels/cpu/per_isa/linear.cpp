@@ -36,7 +36,7 @@ const T* padded_rows(const T* a, int64_t rows, int64_t k, int64_t* stride) {
 template <class Pack>
 void product_columns(T* out, const T* a, const float* bias, int64_t M, int64_t N, int64_t K, int64_t first,
                      int64_t count, Pack&& pack) {
-  constexpr int64_t kPieceColumns = 64, kPieceRows = 512;
+  constexpr int64_t kPieceColumns = 64, kPieceRows = kNarrow ? 128 : 512;
   T* packed = scratch<T>(kSharedB, packed_size<T>(K, count));
 #pragma omp parallel
   {
@@ -117,9 +117,10 @@ void input_gradient(T* dx, const T* dy, Weight<T> w, int64_t M, int64_t N, int64
 void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, int64_t N, int64_t K) {
   const int64_t depth_blocks = (M + kDepthBlock - 1) / kDepthBlock, block_size = packed_size<T>(kDepthBlock, K);
   T* packed = scratch<T>(kSharedB, depth_blocks * block_size);
-  // Rows of dw at once: many, since each passes over the whole packed x; and some for every thread.
-  const int64_t share = std::max<int64_t>(32, N / omp_get_max_threads() / 32 * 32);
-  const int64_t rows_of_dw = std::min<int64_t>(share, 192);
+  // Rows of dw at once: many, since each passes over the whole packed x; and as many for every thread.
+  constexpr int64_t kMostRows = 192, kUnit = 16;
+  const int64_t threads = omp_get_max_threads(), turns = std::max<int64_t>(1, (N + threads * kMostRows - 1) / (threads * kMostRows));
+  const int64_t rows_of_dw = round_up((N + threads * turns - 1) / (threads * turns), kUnit);
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)

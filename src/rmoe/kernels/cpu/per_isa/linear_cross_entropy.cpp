@@ -22,7 +22,8 @@ constexpr int64_t kFewBlocks = 16;    // for which threads share tokens and shor
 constexpr int64_t kPieceRows = 480;
 constexpr int64_t kChunkElements = 1 << 24;  // exponentials kept at a time, unless that were too few tokens
 constexpr int64_t kFewestTokens = 512, kMostTokens = 4096;
-constexpr int64_t kWeightElements = 512 * 384;  // of w in a block: packed, they fit the second-level cache
+constexpr int64_t kMostColumns = 6 * kRowBlock;           // of a block: an even number of strips of dw
+constexpr int64_t kWeightElements = kMostColumns * 384;  // of w in a block: packed, they fit the second-level cache
 
 // Memory of one thread, then what all of them share, which is the calling thread's.
 enum Slot { kPackedBlock, kBlockOfC, kTransposed, kPaddedX, kExponentials, kLines, kPackedX, kPackedW, kSumsOfDx };
@@ -41,7 +42,7 @@ struct Sizes {
       : V(in.V),
         D(in.D),
         columns(
-            std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kRowBlock * kRowBlock, 2 * kRowBlock, int64_t{480})),
+            std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kRowBlock * kRowBlock, 2 * kRowBlock, kMostColumns)),
         blocks((V + columns - 1) / columns),
         chunk(std::min(
             in.M, gradients ? std::clamp(kChunkElements / V / kDepthBlock * kDepthBlock, kFewestTokens, kMostTokens)
@@ -232,17 +233,6 @@ void pack_weight(T* packed, int64_t block, int64_t c, int64_t n, const LinearCro
   });
 }
 
-// out (+)= sums. They are made in memory that stays in the cache and go to where they belong row by row, which the
-// hardware fetches ahead; the blocks of a product would wait for each line.
-void add_rows(float* out, int64_t ldo, const float* sums, int64_t lds, int64_t rows, int64_t n, bool accumulate) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for_each_stretch(n, [&](int64_t k, int64_t count) {
-      const Vec part = load(sums + r * lds + k, count);
-      store(out + r * ldo + k, accumulate ? load(out + r * ldo + k, count) + part : part, count);
-    });
-  }
-}
-
 // Packs tokens [m, m + n) of factor x for dw.
 void pack_x(T* packed, const Chunk& chunk, int64_t m, int64_t n, const Sizes& s) {
   T* scaled = scratch<T>(kTransposed, n * s.D);
@@ -305,7 +295,7 @@ void backward(const Chunk& chunk, const LinearCrossEntropyGradients<T>& g, const
     for (int64_t block = 0; block < s.blocks; ++block) {
       const int64_t width = s.width(block), padded = s.padded_width(block), j = block * s.columns;
       const T* gradient = chunk.exponentials + s.offset(block);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
       for (int64_t i = 0; i < chunk.count; i += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, chunk.count - i);
         multiply(dx + i * ldx, ldx, gradient + i * padded, padded, w + block % 2 * packed_w, rows, s.D, width,
@@ -322,7 +312,10 @@ void backward(const Chunk& chunk, const LinearCrossEntropyGradients<T>& g, const
           transpose_rows(a, [&](int64_t i) { return gradient + (m + i) * padded + c; }, rows, depth);
           multiply(dw, ldx, a, padded_depth<T>(depth), x + part * block_of_x, rows, s.D, depth, part > 0);
         }
-        add_rows(g.dw + (j + c) * s.D, s.D, dw, ldx, rows, s.D, chunk.begin > 0);
+        // The sums stayed in the cache until here: tiles would wait for each line of dw.
+        for (int64_t r = 0; r < rows; ++r) {
+          write_gradient(g.dw + (j + c + r) * s.D, dw + r * ldx, s.D, chunk.begin > 0);
+        }
         if (g.db) sum_bias(g.db + j + c, gradient + c, padded, rows, chunk);
       }
 #pragma omp for schedule(dynamic, 1)
@@ -330,6 +323,7 @@ void backward(const Chunk& chunk, const LinearCrossEntropyGradients<T>& g, const
         pack_weight(w + (block + 1) % 2 * packed_w, block + 1, c, std::min(kColumnsOfW, s.D - c), in, s);
       }
     }
+    stream_fence();
   }
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 using namespace attention;
 
-// Queries first .. first + kQueries of one head; column c of their band is key first + c.
+// The queries of a block, from `first` on, of one head; column c of their band is key first + c.
 template <bool kDropout>
 struct Span {
   struct Row {
@@ -123,10 +123,10 @@ void few_queries(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
 
 void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
   if (a.M <= kFewQueries) return few_queries(a, out, lse);
-  const int64_t heads = a.B * a.H, blocks = (a.M + kQueries - 1) / kQueries;
+  const int64_t heads = a.B * a.H, queries = block_of_queries(), blocks = (a.M + queries - 1) / queries;
   // A head's blocks in pieces where there are fewer heads than threads; each piece packs the keys that it sees.
   const int64_t pieces = std::clamp<int64_t>(2 * omp_get_max_threads() / heads, 1, blocks);
-  const int64_t per_piece = (blocks + pieces - 1) / pieces * kQueries;
+  const int64_t per_piece = (blocks + pieces - 1) / pieces * queries;
   const int64_t most_keys = std::min(per_piece, a.M) + a.S;
   auto positions = carve<PackedPositions>(kOfAll, &a, false);
   positions.pack(a);
@@ -141,8 +141,8 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
       pack_nk(buffers.keys_nk, [&](int64_t j) { return a.k(b, h, start + j); }, keys, a.C);
       pack_kn(buffers.values_kn, [&](int64_t j) { return a.v(b, h, start + j); }, a.C, keys);
       const int64_t ldo = round_up(a.C, kPanel);
-      for (int64_t m = start; m < stop; m += kQueries) {
-        const int64_t rows = std::min(kQueries, stop - m);
+      for (int64_t m = start; m < stop; m += queries) {
+        const int64_t rows = std::min(queries, stop - m);
         gather(buffers.w.q, [&](int64_t r) { return a.q(b, h, m + r); }, rows, a.C);
         multiply(buffers.position + Vec::kLanes, position_stride(a.S), buffers.w.q, padded_depth<T>(a.C), positions.kn,
                  rows, a.S, a.C);
@@ -165,7 +165,8 @@ void forward(const SpanAttention<T>& a, HeadRows<T> out, float* lse) {
 
 void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const T> out, const float* lse,
               HeadRows<T> dq, HeadRows<T> dk, HeadRows<T> dv, float* dkey_pe) {
-  const int64_t heads = a.B * a.H, keys = a.S + a.M, ld_keys = stride_of(keys), ld_pe = stride_of(a.S);
+  const int64_t heads = a.B * a.H, keys = a.S + a.M, ld_keys = stride_of(keys), ld_pe = stride_of(a.S),
+                queries = block_of_queries();
   const int64_t ldo = round_up(a.C, kPanel);
   auto positions = carve<PackedPositions>(kOfAll, &a, true);
   positions.pack(a);
@@ -186,8 +187,8 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
       float* dkey_pe_of_head = positions.dkey_pe + head * a.C * ld_pe;
       std::fill_n(dkey_pe_of_head, a.C * ld_pe, 0.0f);
       for (int64_t r = 0; r < kQueries; ++r) std::fill_n(w.dscores + r * kStretchRow, kMargin, T{});
-      for (int64_t m = 0; m < a.M; m += kQueries) {
-        const int64_t rows = std::min(kQueries, a.M - m);
+      for (int64_t m = 0; m < a.M; m += queries) {
+        const int64_t rows = std::min(queries, a.M - m);
         gather(w.q, [&](int64_t r) { return a.q(b, h, m + r); }, rows, a.C);
         gather(w.dout, [&](int64_t r) { return grad(b, h, m + r); }, rows, a.C);
         for (int64_t r = 0; r < rows; ++r) {
@@ -206,7 +207,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
         const KeySums sums = {buffers.dk_t + m, buffers.dv_t + m, ld_keys};
         // Row r's gradients by distance: l = c - r, so every row begins one element later.
         const auto of_positions = [&](int64_t at, int64_t n) {
-          const int64_t begin = std::max<int64_t>(at - (kQueries - 1), 0) / kPanel * kPanel,
+          const int64_t begin = std::max<int64_t>(at - (queries - 1), 0) / kPanel * kPanel,
                         end = std::min(a.S, at + n);
           if (begin >= end) return;
           const T* skewed = w.dscores + kMargin - at + begin;
