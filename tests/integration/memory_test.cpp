@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "rmoe/kernels/cpu/isa.h"
 #include "rmoe/ops/runtime.h"
 #include "rmoe/train/trainer.h"
 #include "tests/support/tiny.h"
@@ -22,6 +23,9 @@ TEST_P(SteadyStep, FaultsNoPage) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "AddressSanitizer's allocator keeps nothing";
 #endif
+  if (std::get<1>(GetParam()) == Precision::kBf16 && kernels::cpu_isa() < kernels::Isa::kAvx512Bf16) {
+    GTEST_SKIP() << "products in bf16 are the library's, which takes memory of its own";
+  }
   RunConfig config = testing::tiny_config(std::get<0>(GetParam()), /*recurrent=*/true);
   ModelConfig& m = config.model;
   m.vocab_size = 500;
@@ -33,10 +37,16 @@ TEST_P(SteadyStep, FaultsNoPage) {
   config.train.dtype = std::get<1>(GetParam());
   configure_runtime(config.train.threads);
   Trainer trainer(config);
-  for (int step = 0; step < 3; ++step) trainer.step();
-  const int64_t before = page_faults();
-  for (int step = 3; step < 8; ++step) trainer.step();
-  EXPECT_LE(page_faults() - before, 64);
+  // Lists of the tensor library and the heap grow to their sizes in the first steps; a step that fetched memory of its
+  // own would fault in every stretch.
+  int64_t faults = 0;
+  for (int stretch = 0; stretch < 5; ++stretch) {
+    const int64_t before = page_faults();
+    for (int step = 0; step < 5; ++step) trainer.step();
+    faults = page_faults() - before;
+    if (faults == 0) break;
+  }
+  EXPECT_EQ(faults, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(, SteadyStep,

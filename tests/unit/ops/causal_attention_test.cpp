@@ -151,6 +151,22 @@ TEST(CausalAttention, LargeScoresAndFarKeysStayFinite) {
   });
 }
 
+// Weights in bf16 are relative to one of a row's first scores until others are far above it.
+TEST(CausalAttention, ScoresFarAboveTheFirstAreWeighedRight) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t key : {3, 40, 100, 130, 290}) {
+      const Inputs in({1, 300, 300, 1, 1, 64, false}, type);
+      in.k.select(1, key).mul_(1024);
+      const auto exact = formula(in.exact()), plain = formula(in);
+      testing::for_each_isa([&] {
+        const auto ours = run(in);
+        const char* names[] = {"out", "dq", "dk", "dv"};
+        for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+      });
+    }
+  }
+}
+
 TEST(CausalAttention, NoSequencesGiveEmptyResults) {
   const Inputs in({0, 3, 3, 2, 1, 4, true}, at::kFloat);
   EXPECT_EQ(causal_attention(in.q, in.k, in.v, in.angles).sizes(), in.q.sizes());
