@@ -10,15 +10,16 @@
 namespace rmoe {
 namespace {
 
-constexpr size_t kUnit = 1024, kPage = 4096, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
+constexpr size_t kUnit = 1024, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Gives the whole pages of a free block back. They stay usable, and read as zeros.
+// Gives the whole huge pages of a free block back. They stay usable, and read as zeros. Not smaller pieces: what is left of
+// a huge page would be small pages for good.
 void release_pages(std::byte* begin, size_t size) {
   const auto first = reinterpret_cast<uintptr_t>(begin);
-  const size_t before = round_up(first, kPage) - first;
-  if (size > before + kPage) ::madvise(begin + before, (size - before) / kPage * kPage, MADV_DONTNEED);
+  const size_t before = round_up(first, kHugePage) - first;
+  if (size >= before + kHugePage) ::madvise(begin + before, (size - before) / kHugePage * kHugePage, MADV_DONTNEED);
 }
 
 }  // namespace
