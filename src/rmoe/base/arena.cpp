@@ -14,8 +14,8 @@ constexpr size_t kUnit = 1024, kHugePage = size_t{2} << 20, kGrowth = size_t{16}
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Gives the whole huge pages of a free block back. They stay usable, and read as zeros. Not smaller pieces: what is left of
-// a huge page would be small pages for good.
+// Gives the whole huge pages of a free block back. They stay usable, and read as zeros. Not smaller pieces: what is
+// left of a huge page would be small pages for good.
 void release_pages(std::byte* begin, size_t size) {
   const auto first = reinterpret_cast<uintptr_t>(begin);
   const size_t before = round_up(first, kHugePage) - first;

@@ -181,15 +181,16 @@ struct ForwardBuffers {
     carver.take(shift, kQueries);
     carver.take(sums, kQueries * Vec::kLanes);
   }
-  T* q = nullptr;            // [kQueries, padded_depth(C)]
-  float* scores = nullptr;   // [kQueries, kKeys]
-  T* weights = nullptr;      // the same
-  float* out = nullptr;      // [kQueries, round_up(C, kPanel)]: sums of weighted values
-  float* shift = nullptr;    // [kQueries]: what the weights are relative to
-  float* sums = nullptr;     // [kQueries, lanes]: of the weights so far
+  T* q = nullptr;           // [kQueries, padded_depth(C)]
+  float* scores = nullptr;  // [kQueries, kKeys]
+  T* weights = nullptr;     // the same
+  float* out = nullptr;     // [kQueries, round_up(C, kPanel)]: sums of weighted values
+  float* shift = nullptr;   // [kQueries]: what the weights are relative to
+  float* sums = nullptr;    // [kQueries, lanes]: of the weights so far
 };
 
-// f(c, whole) for the vectors of columns that hold some of [begin, end); whole, a type, says that they hold nothing else.
+// f(c, whole) for the vectors of columns that hold some of [begin, end); whole, a type, says that they hold nothing
+// else.
 template <class F>
 [[gnu::always_inline]] inline void for_each_seen(int64_t begin, int64_t end, F&& f) {
   int64_t c = begin / Vec::kLanes * Vec::kLanes;
@@ -321,8 +322,7 @@ void differentiate(const Row& row, const float* scores, const float* dweights, T
     store(weights + c, apply(kept, weight));
     store(dscores + c, weight * (apply(kept, load(dweights + c)) - mean));
   });
-  for_each_unseen(begin, end, n,
-                  [&](int64_t c) { store(weights + c, Vec(0.0f)), store(dscores + c, Vec(0.0f)); });
+  for_each_unseen(begin, end, n, [&](int64_t c) { store(weights + c, Vec(0.0f)), store(dscores + c, Vec(0.0f)); });
 }
 
 // Sums over the blocks of one head's queries, by column of the packed keys; ld: padded number of keys.

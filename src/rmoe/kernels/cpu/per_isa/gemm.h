@@ -312,7 +312,8 @@ void pack_kn(T* out, Row&& row, int64_t n, int64_t k) {
       }
       const auto *even = row(i), *odd = row(std::min(i + 1, k - 1));
       const __m512i both = i + 1 < k ? _mm512_set1_epi32(-1) : _mm512_set1_epi32(0xffff);
-      const auto *even_ahead = row(std::min(i + kPackRowsAhead, k - 1)), *odd_ahead = row(std::min(i + kPackRowsAhead + 1, k - 1));
+      const auto *even_ahead = row(std::min(i + kPackRowsAhead, k - 1)),
+                 *odd_ahead = row(std::min(i + kPackRowsAhead + 1, k - 1));
       for (int64_t j = 0; j < width; j += 16) {
         const int64_t at = std::min(j, n);
         prefetch(even_ahead + at);

@@ -22,7 +22,7 @@ constexpr int64_t kFewBlocks = 16;    // for which threads share tokens and shor
 constexpr int64_t kPieceRows = 480;
 constexpr int64_t kChunkElements = 1 << 24;  // exponentials kept at a time, unless that were too few tokens
 constexpr int64_t kFewestTokens = 512, kMostTokens = 4096;
-constexpr int64_t kMostColumns = 6 * kRowBlock;           // of a block: an even number of strips of dw
+constexpr int64_t kMostColumns = 6 * kRowBlock;          // of a block: an even number of strips of dw
 constexpr int64_t kWeightElements = kMostColumns * 384;  // of w in a block: packed, they fit the second-level cache
 
 // Memory of one thread, then what all of them share, which is the calling thread's.

@@ -207,8 +207,7 @@ void backward(const SpanAttention<T>& a, HeadRows<const T> grad, HeadRows<const 
         const KeySums sums = {buffers.dk_t + m, buffers.dv_t + m, ld_keys};
         // Row r's gradients by distance: l = c - r, so every row begins one element later.
         const auto of_positions = [&](int64_t at, int64_t n) {
-          const int64_t begin = std::max<int64_t>(at - (queries - 1), 0) / kPanel * kPanel,
-                        end = std::min(a.S, at + n);
+          const int64_t begin = std::max<int64_t>(at - (queries - 1), 0) / kPanel * kPanel, end = std::min(a.S, at + n);
           if (begin >= end) return;
           const T* skewed = w.dscores + kMargin - at + begin;
           multiply(w.dq, ldo, skewed, kStretchRow + 1, rows_of(positions.nk, begin), rows, a.C, end - begin, true,
