@@ -37,16 +37,17 @@ TEST_P(SteadyStep, FaultsNoPage) {
   config.train.dtype = std::get<1>(GetParam());
   configure_runtime(config.train.threads);
   Trainer trainer(config);
-  // Lists of the tensor library and the heap grow to their sizes in the first steps; a step that fetched memory of its
-  // own would fault in every stretch.
+  // Lists of the tensor library and the heap grow to their sizes in the first steps, small blocks find their places in
+  // some more.
   int64_t faults = 0;
-  for (int stretch = 0; stretch < 5; ++stretch) {
+  int clean = 0;
+  for (int stretch = 0; stretch < 60 && clean < 3; ++stretch) {
     const int64_t before = page_faults();
     for (int step = 0; step < 5; ++step) trainer.step();
     faults = page_faults() - before;
-    if (faults == 0) break;
+    clean = faults == 0 ? clean + 1 : 0;
   }
-  EXPECT_EQ(faults, 0);
+  EXPECT_EQ(clean, 3) << "the last five steps faulted " << faults << " pages";
 }
 
 INSTANTIATE_TEST_SUITE_P(, SteadyStep,

@@ -10,16 +10,15 @@
 namespace rmoe {
 namespace {
 
-constexpr size_t kUnit = 1024, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
+constexpr size_t kUnit = 1024, kPage = 4096, kHugePage = size_t{2} << 20, kGrowth = size_t{16} << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Gives the whole huge pages of a free block back. They stay usable, and read as zeros. Not smaller pieces: what is
-// left of a huge page would be small pages for good.
-void release_pages(std::byte* begin, size_t size) {
+// Gives the whole pages of a free block back. They stay usable, and read as zeros.
+void release_pages(std::byte* begin, size_t size, size_t page) {
   const auto first = reinterpret_cast<uintptr_t>(begin);
-  const size_t before = round_up(first, kHugePage) - first;
-  if (size >= before + kHugePage) ::madvise(begin + before, (size - before) / kHugePage * kHugePage, MADV_DONTNEED);
+  const size_t before = round_up(first, page) - first;
+  if (size >= before + page) ::madvise(begin + before, (size - before) / page * page, MADV_DONTNEED);
 }
 
 }  // namespace
@@ -77,7 +76,8 @@ bool Arena::extend(size_t bytes) {
   if (bytes - there > left) return false;
   const size_t more = std::min(round_up(bytes - there, kGrowth), left);
   if (static_cast<size_t>(top_ - begin_) + more > keep_) {
-    for (const auto& [size, block] : free_) release_pages(block, size);
+    const size_t page = keep_ == 0 ? kHugePage : kPage;
+    for (const auto& [size, block] : free_) release_pages(block, size, page);
   }
   if (::mprotect(top_, more, PROT_READ | PROT_WRITE) != 0) return false;
   top_ += more;

@@ -15,7 +15,8 @@ namespace rmoe {
 class Arena {
  public:
   // Reserves addresses for `capacity` bytes; memory is taken as blocks need it. Beyond `keep` bytes, free pages go back
-  // to the system before more are taken.
+  // to the system before more are taken. With keep = 0, where that is routine, only whole huge pages do: what is left of
+  // one would be small pages for good.
   Arena(size_t capacity, size_t keep);
   ~Arena();
   Arena(const Arena&) = delete;

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -94,6 +95,27 @@ TEST(Arena, BeyondItsBoundFreePagesGoBack) {
   ASSERT_EQ(again, first);
   EXPECT_EQ(*static_cast<char*>(again), 0);  // a fresh page
   arena.free(fence);
+}
+
+// 5 MiB that begin off a boundary, given back when more is taken, then zeros where pages went back.
+std::string pages_after_going_back(size_t keep) {
+  Arena arena(256 * kMiB, keep);
+  arena.allocate(1024);
+  auto* block = static_cast<char*>(arena.allocate(5 * kMiB));
+  std::memset(block, 1, 5 * kMiB);
+  arena.allocate(1024);
+  arena.free(block);
+  arena.allocate(64 * kMiB);
+  EXPECT_EQ(arena.allocate(5 * kMiB), block);
+  const auto at = [&](size_t byte) { return block[byte] == 0 ? '0' : '1'; };
+  // Before the first huge page, in whole ones, behind the last.
+  return {at(0), at(kMiB), at(2 * kMiB - 1024), at(4 * kMiB - 1025), at(4 * kMiB - 1024), at(5 * kMiB - 1024 - 1),
+          at(5 * kMiB - 1)};
+}
+
+TEST(Arena, WhereThatIsRoutineOnlyWholeHugePagesGoBack) {
+  EXPECT_EQ(pages_after_going_back(0), "1100111");
+  EXPECT_EQ(pages_after_going_back(1), "1000001");  // all but the pages that others share
 }
 
 TEST(Arena, BlocksNeverOverlap) {

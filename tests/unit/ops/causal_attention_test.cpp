@@ -152,18 +152,46 @@ TEST(CausalAttention, LargeScoresAndFarKeysStayFinite) {
 }
 
 // Weights in bf16 are relative to one of a row's first scores until others are far above it.
+void expect_accurate_on_every_isa(const Inputs& in) {
+  const auto exact = formula(in.exact()), plain = formula(in);
+  testing::for_each_isa([&] {
+    const auto ours = run(in);
+    const char* names[] = {"out", "dq", "dk", "dv"};
+    for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+  });
+}
+
 TEST(CausalAttention, ScoresFarAboveTheFirstAreWeighedRight) {
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     for (const int64_t key : {3, 40, 100, 130, 290}) {
       const Inputs in({1, 300, 300, 1, 1, 64, false}, type);
       in.k.select(1, key).mul_(1024);
-      const auto exact = formula(in.exact()), plain = formula(in);
-      testing::for_each_isa([&] {
-        const auto ours = run(in);
-        const char* names[] = {"out", "dq", "dk", "dv"};
-        for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
-      });
+      expect_accurate_on_every_isa(in);
     }
+  }
+}
+
+// Scores of 26 and 28, all others 0: relative to the first, the second is what no longer fits beside the sums, and the
+// first keeps a share of it that counts.
+TEST(CausalAttention, WhatWasSummedBeforeALargerScoreKeepsItsShare) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const Inputs in({1, 300, 300, 1, 1, 64, false}, type);
+    in.q.zero_().select(3, 0).fill_(8);
+    in.k.zero_();
+    in.k.select(3, 0).select(1, 40).fill_(26);
+    in.k.select(3, 0).select(1, 130).fill_(28);
+    expect_accurate_on_every_isa(in);
+  }
+}
+
+TEST(CausalAttention, AScoreOfMinusInfinityWeighsNothing) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const Inputs in({1, 40, 300, 1, 1, 64, false}, type);
+    in.q.select(3, 0).fill_(3e38);
+    in.k.select(3, 0).zero_().narrow(1, 0, 150).fill_(-3e38);  // their products overflow
+    const Tensor out = formula(in)[0];
+    ASSERT_TRUE(out.isfinite().all().item<bool>());
+    testing::for_each_isa([&] { testing::expect_as_accurate("out", run(in)[0], out, formula(in.exact())[0]); });
   }
 }
 

@@ -142,6 +142,24 @@ INSTANTIATE_TEST_SUITE_P(Sizes, SpanAttentionOp,
                                            Case{1, 2, 64, 64, 64}, Case{1, 1, 65, 128, 33}, Case{1, 1, 131, 2, 15},
                                            Case{2, 3, 40, 1601, 8}, Case{1, 1, 17, 44, 256}, Case{1, 1, 200, 97, 1}));
 
+TEST(SpanAttention, ScoresFarAboveTheFirstAreWeighedRight) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const double p : {0.0, 0.3}) {
+      const Inputs in(1, 1, 70, 256, 44, type);
+      for (const int64_t key : {40, 200}) in.k.select(2, key).mul_(1024);
+      Inputs wide = in;
+      for (Tensor* t : {&wide.q, &wide.k, &wide.v, &wide.key_pe}) *t = t->to(at::kDouble);
+      const Tensor grad = randn(in.q.sizes(), 5, type);
+      const auto plain = formula(in, grad, p, {7}), exact = formula(wide, grad.to(at::kDouble), p, {7});
+      testing::for_each_isa([&] {
+        const auto ours = run(in, grad, p, {7});
+        const char* names[] = {"out", "dq", "dk", "dv", "dkey_pe"};
+        for (size_t i = 0; i < ours.size(); ++i) testing::expect_as_accurate(names[i], ours[i], plain[i], exact[i]);
+      });
+    }
+  }
+}
+
 TEST(SpanAttention, AnyStridesGiveTheSameBits) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const Inputs in(2, 3, 40, 50, 20, dtype);

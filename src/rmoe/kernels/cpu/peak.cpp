@@ -4,6 +4,8 @@
 #include <immintrin.h>
 #endif
 
+#include "rmoe/kernels/cpu/isa.h"
+
 namespace rmoe::kernels {
 namespace {
 
@@ -63,6 +65,34 @@ __attribute__((target("avx512f,avx512bf16"))) double run_avx512_bf16(int64_t rou
   return 2.0 * 32 * kSums * static_cast<double>(rounds);
 }
 
+// Four sums [16, 16] of products of depth 32, as many as the eight tiles leave room for.
+__attribute__((target("amx-tile,amx-bf16"))) double run_amx(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } shapes;
+  alignas(64) uint16_t factors[16 * 32];
+  for (uint16_t& factor : factors) factor = 0x3a80;  // 2^-10
+  asm volatile("ldtilecfg %0" ::"m"(shapes), "m"(factors));
+  _tile_loadd(4, factors, 64);
+  _tile_loadd(5, factors, 64);
+  _tile_loadd(6, factors, 64);
+  _tile_loadd(7, factors, 64);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t round = 0; round < rounds; ++round) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 2.0 * 16 * 16 * 32 * 4 * static_cast<double>(rounds);
+}
+
 #endif
 
 }  // namespace
@@ -87,6 +117,7 @@ PeakLoop fp32_peak_loop() {
 
 PeakLoop bf16_peak_loop() {
 #if defined(__x86_64__)
+  if (cpu_isa() >= Isa::kAmx) return {"amx", &run_amx};
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16"))
     return {"avx512_bf16", &run_avx512_bf16};
 #endif

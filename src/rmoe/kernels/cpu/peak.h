@@ -14,7 +14,8 @@ struct PeakLoop {
 // The widest fp32 loop that this CPU runs: AVX-512, AVX2 or plain C++.
 PeakLoop fp32_peak_loop();
 
-// The same for bf16 products summed in fp32 (AVX512_BF16's dot product); run is null where the CPU has none.
+// The same for bf16 products summed in fp32 (the tiles of AMX, AVX512_BF16's dot product); run is null where the CPU has
+// none.
 PeakLoop bf16_peak_loop();
 
 // Passes over memory, for its bandwidth; the calling thread alone.

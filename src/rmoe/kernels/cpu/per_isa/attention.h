@@ -215,7 +215,7 @@ template <class Row>
 void weigh(const Row& row, const float* scores, T* weights, int64_t at, int64_t n, float factor, bool first_columns,
            float& shift, float* sums, float* out, int64_t C) {
   const int64_t begin = std::clamp<int64_t>(row.begin - at, 0, n), end = std::clamp<int64_t>(row.end - at, 0, n);
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  constexpr float kLowest = -0.5f * std::numeric_limits<float>::max();  // finite: a score of -infinity weighs nothing
   Vec sum_before = first_columns ? Vec(0.0f) : load(sums);
   if (first_columns) shift = kLowest;
 

@@ -83,20 +83,6 @@ Arrays carve(int slot, const Args&... args) {
   return Arrays(carver, args...);
 }
 
-// out = (add ? out : 0) + value, for n elements that are not read again soon: stream_fence() before others read them.
-inline void write_gradient(float* out, const float* value, int64_t n, bool add) {
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Vec) == 0;
-  for_each_stretch(n, [&](int64_t i, int64_t count) {
-    if (add) {
-      store(out + i, load(out + i, count) + load(value + i, count), count);
-    } else if (aligned && count == Vec::kLanes) {
-      stream(out + i, load(value + i));
-    } else {
-      store(out + i, load(value + i, count), count);
-    }
-  });
-}
-
 #if defined(__AVX512F__)
 
 // Row i of the 16x16 matrix of 32-bit elements becomes column i.
@@ -170,7 +156,8 @@ inline __m512i load_32(const float* p, int64_t n) {
 }
 inline void prefetch_32(const Bf16* p) { prefetch(p); }
 inline void prefetch_32(const float* p) { prefetch(p), prefetch(p + 16); }
-constexpr int64_t kPackAhead = 128, kPackRowsAhead = 8;
+constexpr int64_t kPackAhead = 128;    // elements of a row that packing fetches ahead
+constexpr int64_t kPackRowsAhead = 8;  // or rows
 // 16 elements of each of two rows as bf16, taken in turn; zeros behind the first n.
 inline __m512i load_pairs(const Bf16* even, const Bf16* odd, int64_t n) {
   tell_read(even, std::min<int64_t>(n, 16));

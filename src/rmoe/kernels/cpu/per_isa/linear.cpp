@@ -121,7 +121,7 @@ void weight_gradient(float* dw, float* db, const T* dy, const T* x, int64_t M, i
   constexpr int64_t kMostRows = 192, kUnit = 16;
   const int64_t threads = omp_get_max_threads(),
                 turns = std::max<int64_t>(1, (N + threads * kMostRows - 1) / (threads * kMostRows));
-  const int64_t rows_of_dw = round_up((N + threads * turns - 1) / (threads * turns), kUnit);
+  const int64_t rows_of_dw = std::max(kUnit, round_up((N + threads * turns - 1) / (threads * turns), kUnit));
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)

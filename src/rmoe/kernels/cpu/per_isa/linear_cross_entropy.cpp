@@ -22,7 +22,7 @@ constexpr int64_t kFewBlocks = 16;    // for which threads share tokens and shor
 constexpr int64_t kPieceRows = 480;
 constexpr int64_t kChunkElements = 1 << 24;  // exponentials kept at a time, unless that were too few tokens
 constexpr int64_t kFewestTokens = 512, kMostTokens = 4096;
-constexpr int64_t kMostColumns = 6 * kRowBlock;          // of a block: an even number of strips of dw
+constexpr int64_t kMostColumns = 6 * kRowBlock;          // of a block
 constexpr int64_t kWeightElements = kMostColumns * 384;  // of w in a block: packed, they fit the second-level cache
 
 // Memory of one thread, then what all of them share, which is the calling thread's.
@@ -30,7 +30,7 @@ enum Slot { kPackedBlock, kBlockOfC, kTransposed, kPaddedX, kExponentials, kLine
 
 struct Sizes {
   int64_t V, D;
-  int64_t columns;  // of the vocabulary in a block
+  int64_t columns;  // of the vocabulary in a block: an even number of strips of dw
   int64_t blocks;
   int64_t chunk;  // most tokens of a chunk
   int64_t lines;  // tokens of a chunk, rounded up to whole vectors
@@ -38,11 +38,13 @@ struct Sizes {
   int64_t strip;  // rows of dw that a thread takes
   int64_t depth;  // D as the products read it
 
+  static constexpr int64_t kTwoStrips = 2 * kRowBlock;
+
   Sizes(const LinearCrossEntropy<T>& in, bool gradients)
       : V(in.V),
         D(in.D),
-        columns(
-            std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kRowBlock * kRowBlock, 2 * kRowBlock, kMostColumns)),
+        columns(std::clamp(kWeightElements / std::max<int64_t>(D, 1) / kTwoStrips * kTwoStrips, kTwoStrips,
+                           kMostColumns)),
         blocks((V + columns - 1) / columns),
         chunk(std::min(
             in.M, gradients ? std::clamp(kChunkElements / V / kDepthBlock * kDepthBlock, kFewestTokens, kMostTokens)
@@ -255,7 +257,7 @@ void finish_dx(T* dx, const float* sums, int64_t ldx, const Chunk& chunk, int64_
   }
 }
 
-// db of `rows` ids from the exponentials of their block, `gradient` [tokens, padded]; first: no chunk came before.
+// db of `rows` ids from the exponentials of their block, `gradient` [tokens, padded], on top of the chunks before.
 void sum_bias(float* db, const T* gradient, int64_t padded, int64_t rows, const Chunk& chunk) {
   for_each_stretch(rows, [&](int64_t k, int64_t n) {
     Vec total = chunk.begin > 0 ? load(db + k, n) : Vec(0.0f);

@@ -259,5 +259,20 @@ inline void for_each_stretch(int64_t count, F&& f) {
   if (i < count) f(i, count - i);
 }
 
+// out = (add ? out : 0) + value, for n elements that are not read again soon; stream_fence() before other threads read
+// them.
+inline void write_gradient(float* out, const float* value, int64_t n, bool add) {
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Vec) == 0;
+  for_each_stretch(n, [&](int64_t i, int64_t count) {
+    if (add) {
+      store(out + i, load(out + i, count) + load(value + i, count), count);
+    } else if (aligned && count == Vec::kLanes) {
+      stream(out + i, load(value + i));
+    } else {
+      store(out + i, load(value + i, count), count);
+    }
+  });
+}
+
 }  // namespace RMOE_ISA
 }  // namespace rmoe::kernels
