@@ -10,7 +10,7 @@
 namespace rmoe::testing {
 
 // exact: the formula in fp64; plain: the formula in the kernel's dtype; ours: the kernel. Our largest error is at most
-// twice the plain formula's, or within four units in the last place of the largest value, where that is more. The
+// twice the plain formula's, or within a few units in the last place of the largest value, where that is more. The
 // largest of many errors is a matter of luck, of the plain formula's library too: four times is let pass where the root
 // of the mean square is at most twice the plain formula's.
 inline void expect_as_accurate(const std::string& what, const Tensor& ours, const Tensor& plain, const Tensor& exact) {
